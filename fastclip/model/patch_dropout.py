@@ -1,0 +1,47 @@
+"""Leaving out random patches in training (https://arxiv.org/abs/2212.00794)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class PatchDropout(nn.Module):
+    """Keeps the first (class) token and max(1, int(N * (1 - share))) of the N others, shuffled.
+
+    Draws come from torch's global CPU generator, as the reference's do, until `seed` is called;
+    from then on from a generator of its own, so that they are a function of the last seed alone.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self._seed: int | None = None
+        self._generator: torch.Generator | None = None
+
+    def seed(self, seed: int) -> None:
+        """Start a new sequence of draws. Draws on different kinds of device differ."""
+        self._seed = seed
+        self._generator = None
+
+    @torch.compiler.disable  # generators cannot be traced
+    def _kept(self, batch: int, patches: int, device: torch.device) -> Tensor:
+        count = max(1, int(patches * (1 - self.share)))
+        if self._seed is None:
+            noise = torch.randn(batch, patches).to(device)
+        else:
+            if self._generator is None or self._generator.device != device:
+                self._generator = torch.Generator(device).manual_seed(self._seed)
+            noise = torch.randn(batch, patches, device=device, generator=self._generator)
+        return noise.topk(count, dim=-1).indices
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, 1 + N, D) -> (B, 1 + kept, D)
+        if not self.training:
+            return x
+        patches = x[:, 1:]
+        kept = self._kept(patches.shape[0], patches.shape[1], x.device)
+        chosen = patches.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+        return torch.cat((x[:, :1], chosen), dim=1)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_generator": None}  # generators can be neither copied nor pickled
