@@ -19,8 +19,8 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, cooldown_ste
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.lr_scheduler == "cosine":
-        progress = (step - config.warmup) / (total_steps - config.warmup)
-        return 0.5 * (1 + math.cos(math.pi * progress)) * config.lr
+        angle = math.pi * (step - config.warmup) / (total_steps - config.warmup)
+        return 0.5 * (1 + math.cos(angle)) * config.lr
     start_of_cooldown = total_steps - cooldown_steps
     if config.lr_scheduler == "const" or step < start_of_cooldown:
         return config.lr
