@@ -1,1 +1,1 @@
-"""Flags, and the frozen configuration they become. Imports nothing of the other rooms, and no torch."""
+"""Flags, and the frozen configuration they become. Imports no other room, and no torch."""

@@ -1,12 +1,14 @@
 """One training run, fully described: frozen slices, one per room.
 
-Names, defaults and meanings are those of OpenCLIP 3.3.0's flags unless a comment says otherwise. Checks of a
-single slice are in its `__post_init__`, checks across slices in `TrainConfig.__post_init__`; checks that need the
-machine (files exist, a GPU is there) belong to the room that opens the file or the device.
+Names, defaults and meanings are those of OpenCLIP 3.3.0's flags unless a comment says otherwise.
+Checks of a single slice are in its `__post_init__`, checks across slices in
+`TrainConfig.__post_init__`; checks that need the machine (files exist, a GPU is there) belong to
+the room that opens the file or the device. A check refuses what the reference cannot run either.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -19,19 +21,38 @@ Decoder = Literal["auto", "dali", "pillow"]
 LossBackend = Literal["auto", "triton", "torch"]
 NonFinitePolicy = Literal["skip", "stop", "ignore"]
 LRScheduler = Literal["cosine", "const", "const-cooldown"]
+DistImpl = Literal["bidir", "shift", "reduce", "gather"]
+SyncProtocol = Literal["s3", "fsspec"]
 Precision = Literal[
     "amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "pure_bf16", "pure_fp16", "fp32"
 ]
 
 
-def _positive(flag: str, value: float) -> None:
-    if value <= 0:
-        raise UserError(f"{flag} {value}: must be greater than 0")
+class _Checks:
+    """Notes what is wrong with one slice, and raises UserError with a line for each."""
 
+    def __init__(self) -> None:
+        self.problems: list[str] = []
 
-def _not_negative(flag: str, value: float) -> None:
-    if value < 0:
-        raise UserError(f"{flag} {value}: must be 0 or greater")
+    def refuse_if(self, wrong: bool, message: str) -> None:
+        if wrong:
+            self.problems.append(message)
+
+    def positive(self, flag: str, value: float | None) -> None:
+        if value is not None and not value > 0:  # NaN is not
+            self.problems.append(f"{flag} {value}: must be greater than 0")
+
+    def not_negative(self, flag: str, value: float | None) -> None:
+        if value is not None and not value >= 0:
+            self.problems.append(f"{flag} {value}: must be 0 or greater")
+
+    def finite(self, flag: str, value: float | None) -> None:
+        if value is not None and not math.isfinite(value):
+            self.problems.append(f"{flag} {value}: must be a finite number")
+
+    def done(self) -> None:
+        if self.problems:
+            raise UserError("\n".join(self.problems))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,15 +76,54 @@ class DataConfig:
     allow_pipe_from_files: bool = False  # ours
 
     def __post_init__(self) -> None:
-        _positive("--batch-size", self.batch_size)
-        _not_negative("--workers", self.workers)
-        if self.train_num_samples is not None:
-            _positive("--train-num-samples", self.train_num_samples)
-        if self.train_data_upsampling_factors is not None and not self.dataset_resampled:
-            raise UserError(
+        checks = _Checks()
+        checks.positive("--batch-size", self.batch_size)
+        checks.not_negative("--workers", self.workers)
+        if self.trains:
+            checks.positive("--train-num-samples", self.train_num_samples)
+        checks.refuse_if(
+            self.dataset_type == "synthetic" and self.train_num_samples is None,
+            "--dataset-type synthetic needs --train-num-samples: how many samples an epoch has",
+        )
+        for flag, folder in (
+            ("--imagenet-val", self.imagenet_val),
+            ("--imagenet-v2", self.imagenet_v2),
+        ):
+            checks.refuse_if(folder == "", f"{flag} is empty: give a folder, or leave the flag out")
+        factors = self.train_data_upsampling_factors
+        if (
+            factors is not None
+            and self.train_data is not None
+            and self._reads_shards(self.train_data)
+        ):
+            sources = len(self.train_data.split("::"))
+            checks.refuse_if(
+                not self.dataset_resampled,
                 "--train-data-upsampling-factors weights shards that are drawn with replacement: "
-                "add --dataset-resampled, or drop the factors"
+                "add --dataset-resampled, or drop the factors",
             )
+            checks.refuse_if(
+                len(factors) != sources,
+                f"--train-data-upsampling-factors has {len(factors)} numbers and --train-data "
+                f"{sources} "
+                "sources: give one for each, joined by ::",
+            )
+            checks.refuse_if(
+                not all(math.isfinite(f) and f >= 0 for f in factors) or sum(factors) == 0,
+                "--train-data-upsampling-factors: must be 0 or greater, and one of them greater",
+            )
+        checks.done()
+
+    @property
+    def trains(self) -> bool:
+        """False for an evaluation-only run."""
+        return self.train_data is not None or self.dataset_type == "synthetic"
+
+    def _reads_shards(self, source: str) -> bool:
+        """False where `source` is certainly no shards: only shards know sampling factors."""
+        if self.dataset_type == "auto":
+            return source.rsplit(".", maxsplit=1)[-1] not in ("csv", "tsv")
+        return self.dataset_type == "webdataset"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,19 +153,37 @@ class ModelConfig:
     unsafe_load: bool = False  # ours
 
     def __post_init__(self) -> None:
-        for flag, value in (("--image-mean", self.image_mean), ("--image-std", self.image_std)):
-            if value is not None and len(value) not in (1, 3):
-                raise UserError(f"{flag} takes 1 or 3 numbers, got {len(value)}")
-        if self.force_patch_dropout is not None and not 0 <= self.force_patch_dropout < 1:
-            raise UserError(
-                f"--force-patch-dropout {self.force_patch_dropout}: must be at least 0 and below 1"
+        checks = _Checks()
+        checks.refuse_if(not self.name, "--model is empty: give a model's name, such as ViT-B-32")
+        for flag, values in (("--image-mean", self.image_mean), ("--image-std", self.image_std)):
+            checks.refuse_if(
+                values is not None and len(values) not in (1, 3),
+                f"{flag} takes 1 or 3 numbers, got {len(values or ())}",
             )
+            for value in values or ():
+                checks.finite(flag, value)
+        checks.refuse_if(
+            0.0 in (self.image_std or ()),
+            "--image-std 0: pictures are divided by it, so it cannot be 0",
+        )
+        size = self.force_image_size
+        for pixels in size if isinstance(size, tuple) else (size,):
+            checks.positive("--force-image-size", pixels)
+        checks.positive("--force-context-length", self.force_context_length)
+        dropout = self.force_patch_dropout
+        checks.refuse_if(
+            dropout is not None and not 0 <= dropout < 1,
+            f"--force-patch-dropout {dropout}: must be at least 0 and below 1",
+        )
+        checks.not_negative("--lock-image-unlocked-groups", self.lock_image_unlocked_groups)
+        checks.not_negative("--lock-text-unlocked-layers", self.lock_text_unlocked_layers)
+        checks.done()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
     siglip: bool = False
-    loss_dist_impl: Literal["bidir", "shift", "reduce", "gather"] | None = None
+    loss_dist_impl: DistImpl | None = None
     local_loss: bool = False
     gather_with_grad: bool = False
     coca_caption_loss_weight: float = 2.0
@@ -113,6 +191,16 @@ class LossConfig:
     distill_model: str | None = None
     distill_pretrained: str | None = None
     backend: LossBackend = "auto"  # ours
+
+    def __post_init__(self) -> None:
+        checks = _Checks()
+        checks.refuse_if(
+            self.loss_dist_impl not in (None, *get_args(DistImpl)),
+            f"--loss-dist-impl {self.loss_dist_impl!r}: choose bidir, shift, reduce or gather",
+        )
+        checks.finite("--coca-caption-loss-weight", self.coca_caption_loss_weight)
+        checks.finite("--coca-contrastive-loss-weight", self.coca_contrastive_loss_weight)
+        checks.done()
 
     @property
     def distill(self) -> bool:
@@ -123,7 +211,7 @@ class LossConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     opt: str = "adamw"  # or timm/NAME
-    lr: float | None = 5e-4  # None only with timm/NAME
+    lr: float | None = 5e-4  # None only with timm/NAME, as the next three
     beta1: float | None = 0.9
     beta2: float | None = 0.98
     eps: float | None = 1e-6
@@ -140,24 +228,43 @@ class OptimConfig:
     nonfinite: NonFinitePolicy = "skip"  # ours
 
     def __post_init__(self) -> None:
-        _positive("--accum-freq", self.accum_freq)
-        _not_negative("--warmup", self.warmup)
-        if self.opt != "adamw" and not self.opt.startswith("timm/"):
-            raise UserError(f"--opt {self.opt!r}: choose adamw or timm/NAME")
-        if self.opt.startswith("timm/"):
-            for flag, value in (("--lr", self.lr), ("--eps", self.eps)):
-                if value is None:
-                    raise UserError(f"--opt {self.opt} needs {flag}: timm's optimisers get no default")
-            if (self.beta1 is None) != (self.beta2 is None):
-                raise UserError(f"--opt {self.opt}: give both --beta1 and --beta2, or neither")
-        if self.lr_scheduler not in get_args(LRScheduler):
-            raise UserError(
-                f"--lr-scheduler {self.lr_scheduler!r}: choose cosine, const or const-cooldown"
+        checks = _Checks()
+        checks.positive("--accum-freq", self.accum_freq)
+        checks.not_negative("--warmup", self.warmup)
+        checks.not_negative("--epochs-cooldown", self.epochs_cooldown)
+        checks.positive(
+            "--grad-clip-norm", self.grad_clip_norm
+        )  # infinity clips nothing, and is allowed
+        for flag, value in (
+            ("--lr", self.lr),
+            ("--beta1", self.beta1),
+            ("--beta2", self.beta2),
+            ("--eps", self.eps),
+            ("--wd", self.wd),
+            ("--momentum", self.momentum),
+            ("--lr-cooldown-end", self.lr_cooldown_end),
+            ("--lr-cooldown-power", self.lr_cooldown_power),
+        ):
+            checks.finite(flag, value)
+        name = self.opt.lower()  # the reference ignores case here
+        if name == "adamw":
+            # torch's AdamW refuses the same, once the model is on the GPU
+            for flag, value in (("--lr", self.lr), ("--eps", self.eps), ("--wd", self.wd)):
+                checks.not_negative(flag, value)
+            for flag, value in (("--beta1", self.beta1), ("--beta2", self.beta2)):
+                checks.refuse_if(
+                    value is not None and not 0 <= value < 1,
+                    f"{flag} {value}: must be at least 0 and below 1",
+                )
+        else:
+            checks.refuse_if(
+                not name.startswith("timm/"), f"--opt {self.opt!r}: choose adamw or timm/NAME"
             )
-        if self.lr_scheduler == "const-cooldown" and self.epochs_cooldown is None:
-            raise UserError("--lr-scheduler const-cooldown needs --epochs-cooldown")
-        if self.grad_clip_norm is not None:
-            _positive("--grad-clip-norm", self.grad_clip_norm)
+        checks.refuse_if(
+            self.lr_scheduler not in get_args(LRScheduler),
+            f"--lr-scheduler {self.lr_scheduler!r}: choose cosine, const or const-cooldown",
+        )
+        checks.done()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,8 +275,27 @@ class CheckpointConfig:
     resume: str | None = None  # a path, or "latest"
     remote_sync: str | None = None
     remote_sync_frequency: int = 300  # seconds
-    remote_sync_protocol: Literal["s3", "fsspec"] = "s3"
+    remote_sync_protocol: SyncProtocol = "s3"
     unsafe_load: bool = False  # ours
+
+    def __post_init__(self) -> None:
+        checks = _Checks()
+        if self.remote_sync is not None:
+            checks.refuse_if(
+                not self.remote_sync, "--remote-sync is empty: give a place, or leave the flag out"
+            )
+            checks.positive("--remote-sync-frequency", self.remote_sync_frequency)
+        if self.remote_sync and self.resume == "latest":
+            checks.refuse_if(
+                self.save_most_recent,
+                "--resume latest with --remote-sync cannot be combined with --save-most-recent: "
+                "epoch_latest.pt is never copied to the remote",
+            )
+            checks.refuse_if(
+                self.remote_sync_protocol != "s3",
+                "--resume latest with --remote-sync needs --remote-sync-protocol s3",
+            )
+        checks.done()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +312,9 @@ class LogConfig:
     copy_codebase: bool = False
 
     def __post_init__(self) -> None:
-        _positive("--log-every-n-steps", self.log_every_n_steps)
+        checks = _Checks()
+        checks.positive("--log-every-n-steps", self.log_every_n_steps)
+        checks.done()
 
     @property
     def enabled(self) -> bool:
@@ -227,35 +355,51 @@ class TrainConfig:
     flags: Mapping[str, object] = field(default_factory=dict)  # all flags, for params.txt and wandb
 
     def __post_init__(self) -> None:
-        _positive("--epochs", self.epochs)
-        data, loss = self.data, self.loss
-        if data.train_data is None and data.dataset_type != "synthetic" and not any(
-            (data.val_data, data.imagenet_val, data.imagenet_v2)
-        ):
-            raise UserError(
-                "no data: give --train-data (training), or --val-data, --imagenet-val or --imagenet-v2 (evaluation)"
-            )
+        checks = _Checks()
+        checks.not_negative("--epochs", self.epochs)
+        # numpy's seeds; every rank adds its number
+        checks.refuse_if(
+            not 0 <= self.seed < 2**32, f"--seed {self.seed}: must be from 0 to {2**32 - 1}"
+        )
+        data = self.data
+        checks.refuse_if(
+            not self.trains and not any((data.val_data, data.imagenet_val, data.imagenet_v2)),
+            "no data: give --train-data (training), or --val-data, --imagenet-val or --imagenet-v2 "
+            "(evaluation)",
+        )
         coca = "coca" in self.model.name.lower()
-        if loss.distill and self.optim.accum_freq != 1:
-            raise UserError("--distill-model works with --accum-freq 1 only, as in OpenCLIP")
-        if loss.distill and coca:
-            raise UserError("--distill-model does not work with CoCa models, as in OpenCLIP")
-        if loss.siglip and (loss.distill or coca):
-            raise UserError(
-                "--siglip cannot be combined with a distill or CoCa loss: those have no logit bias"
+        if self.loss.distill:
+            checks.refuse_if(
+                self.optim.accum_freq != 1,
+                "--distill-model works with --accum-freq 1 only, as in OpenCLIP",
             )
-        if self.checkpoint.remote_sync and self.checkpoint.resume == "latest":
-            if self.checkpoint.save_most_recent:
-                raise UserError(
-                    "--resume latest with --remote-sync cannot be combined with --save-most-recent: "
-                    "epoch_latest.pt is never copied to the remote"
-                )
-            if self.checkpoint.remote_sync_protocol != "s3":
-                raise UserError(
-                    "--resume latest with --remote-sync needs --remote-sync-protocol s3"
-                )
+            checks.refuse_if(coca, "--distill-model does not work with CoCa models, as in OpenCLIP")
+        if self.trains:
+            checks.refuse_if(
+                self.loss.siglip and (self.loss.distill or coca),
+                "--siglip cannot be combined with a distill or CoCa loss: those have no logit bias",
+            )
+            self._check_optimiser(checks)
+        checks.done()
+
+    def _check_optimiser(self, checks: _Checks) -> None:
+        """What an optimiser and its schedule need; an evaluation builds neither."""
+        optim = self.optim
+        if optim.opt.lower() != "adamw":
+            checks.refuse_if(
+                optim.lr is None and not optim.skip_scheduler,
+                f"--opt {optim.opt} needs --lr: there is no default for timm's optimisers",
+            )
+            checks.refuse_if(
+                (optim.beta1 is None) != (optim.beta2 is None),
+                f"--opt {optim.opt}: give both --beta1 and --beta2, or neither",
+            )
+        checks.refuse_if(
+            optim.lr_scheduler == "const-cooldown" and optim.epochs_cooldown is None,
+            "--lr-scheduler const-cooldown needs --epochs-cooldown",
+        )
 
     @property
     def trains(self) -> bool:
         """False for an evaluation-only run."""
-        return self.data.train_data is not None or self.data.dataset_type == "synthetic"
+        return self.data.trains

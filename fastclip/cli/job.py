@@ -1,0 +1,11 @@
+"""What a subcommand hands to `main` once its command line has been understood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    run: Callable[[], None]
+    debug: bool  # show the traceback of errors that are otherwise one line

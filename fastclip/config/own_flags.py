@@ -1,0 +1,65 @@
+"""Flags that OpenCLIP does not have. Left out, they choose the fastest exact way."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from fastclip.config.train_config import Decoder, LossBackend, NonFinitePolicy
+
+
+def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Add the flags of this project to `parser` and return their actions."""
+    group = parser.add_argument_group("fastclip's own")
+    add = group.add_argument
+    return [
+        add(
+            "--loss-backend",
+            choices=list(get_args(LossBackend)),
+            default="auto",
+            help="who computes the loss: auto picks the fastest on this machine, a named one is "
+            "never replaced",
+        ),
+        add(
+            "--decoder",
+            choices=list(get_args(Decoder)),
+            default="auto",
+            help="who decodes and augments pictures: auto is DALI where installed, else Pillow",
+        ),
+        add(
+            "--deterministic",
+            action="store_true",
+            default=False,
+            help="same machine, same flags, same bits: only repeatable kernels, at some cost in "
+            "speed",
+        ),
+        add(
+            "--nonfinite",
+            choices=list(get_args(NonFinitePolicy)),
+            default="skip",
+            help="a step with infinite or NaN gradients: skip leaves it out and ends the run "
+            "after 10 in a row, "
+            "stop ends the run at once, ignore applies it as OpenCLIP does",
+        ),
+        add(
+            "--unsafe-load",
+            action="store_true",
+            default=False,
+            help="load checkpoints that hold pickled Python objects: they can run any code, so "
+            "trust their author",
+        ),
+        add(
+            "--allow-pipe-from-files",
+            action="store_true",
+            default=False,
+            help="run pipe: commands that stand in a list file, not only those on the command line",
+        ),
+        add(
+            "--tokenizer",
+            type=str,
+            default=None,
+            metavar="PATH",
+            help="a tokenizer.json, or a folder with one, for models whose tokenizer is not the "
+            "CLIP one",
+        ),
+    ]
