@@ -1,0 +1,1 @@
+"""Evaluation: retrieval on pairs, zero-shot classification on ImageNet folders."""
