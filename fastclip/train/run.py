@@ -1,0 +1,164 @@
+"""One run, from configuration to exit: `run(config)` is what `fastclip train` calls."""
+
+from __future__ import annotations
+
+import logging
+
+from fastclip.config.train_config import TrainConfig
+from fastclip.errors import CannotWrite, ExitCode, FastclipError
+from fastclip.train.checkpoint import find_latest, find_latest_remote
+from fastclip.train.copy_codebase import copy_codebase
+from fastclip.train.distributed import World, init_world, leave
+from fastclip.train.evaluation import Evaluation
+from fastclip.train.log import RunLogging
+from fastclip.train.loop import train
+from fastclip.train.precision import set_backend_precision
+from fastclip.train.remote_sync import RemoteSync
+from fastclip.train.run_folder import RunFolder, choose_folder
+from fastclip.train.setup import Parts, build_parts, build_run, describe_run
+from fastclip.train.writers import ScalarWriter, TensorBoardWriter, WandbWriter, Writers
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig) -> None:
+    """Train, or evaluate where there is no training data.
+
+    Raises FastclipError for whatever the user can mend; the reason and the exit status are left in exit.json.
+    """
+    world = init_world(config.distributed)
+    logs = RunLogging(config.log.debug, speaks=world.is_first or config.log.log_local)
+    folder: RunFolder | None = None
+    try:
+        folder = choose_folder(config, world)
+        _run(config, world, folder, logs)
+        _leave_exit(world, folder, ExitCode.DONE, "done")
+    except FastclipError as error:
+        _leave_exit(world, folder, error.exit_code, str(error))
+        raise
+    except KeyboardInterrupt:
+        _leave_exit(world, folder, ExitCode.INTERRUPTED, "interrupted")
+        raise
+    except Exception as error:
+        logger.exception("fastclip failed on rank %d", world.rank)
+        _leave_exit(world, folder, ExitCode.BUG, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        logs.close()
+        leave(world)
+
+
+def _leave_exit(world: World, folder: RunFolder | None, code: int, message: str) -> None:
+    """Rank 0 reports how the run ended; another rank only that it failed, and why."""
+    if folder is not None and (world.is_first or code != ExitCode.DONE):
+        folder.write_exit(code, message)
+
+
+def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging) -> None:
+    set_backend_precision(world.device, deterministic=config.deterministic)
+    _describe_world(world)
+    if config.precision == "fp16":
+        logger.warning("--precision fp16 scales no loss and keeps no fp32 weights: prefer amp or amp_bf16")
+    resume_from = _resume_from(config, world, folder)
+    parts = build_parts(config, world, resume_from)
+    try:
+        _write_and_train(config, world, folder, logs, parts, resumed=resume_from is not None)
+    finally:
+        parts.data.close()
+
+
+def _write_and_train(
+    config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging, parts: Parts, *, resumed: bool
+) -> None:
+    """From here on the run's folder exists."""
+    if folder.log_file is not None:
+        folder.create(tensorboard=config.log.tensorboard and world.is_first)
+        logs.open_file(folder.log_file)
+    else:
+        logs.stop_keeping()
+    if world.is_first:
+        describe_run(config, world, parts, folder.params_file)
+        if config.log.copy_codebase:
+            copy_codebase(folder.path)
+    sync = _start_remote_sync(config, world, folder)
+    writers = _make_writers(config, world, folder, parts, resumed=resumed)
+    try:
+        if config.trains:
+            train(build_run(config, world, parts, folder, writers))
+        else:
+            Evaluation(config, world, parts.model, parts.data, parts.tokenizer, folder, writers).run(
+                parts.start_epoch
+            )
+    finally:
+        writers.close()
+        if sync is not None:
+            sync.finish()
+
+
+def _describe_world(world: World) -> None:
+    if world.distributed:
+        logger.info(
+            "Running in distributed mode with multiple processes. Device: %s."
+            "Process (global: %d, local %d), total %d.",
+            world.device,
+            world.rank,
+            world.local_rank,
+            world.size,
+        )
+    else:
+        logger.info("Running with a single process. Device %s.", world.device)
+
+
+def _resume_from(config: TrainConfig, world: World, folder: RunFolder) -> str | None:
+    """`--resume`, with `latest` replaced by what rank 0 found; None starts afresh."""
+    if config.checkpoint.resume != "latest":
+        return config.checkpoint.resume
+    remote = config.checkpoint.remote_sync
+    where = str(folder.checkpoints) if remote is None else f"{remote}/{folder.name}/checkpoints"
+    found: str | None = None
+    if world.is_first:
+        if remote is not None:
+            found = find_latest_remote(where)
+        else:
+            local = find_latest(folder.checkpoints, unsafe=config.checkpoint.unsafe_load)
+            found = None if local is None else str(local)
+        if found:
+            logger.info("Found latest resume checkpoint at %s.", found)
+        else:
+            logger.info("No latest resume checkpoint found in %s.", where)
+    return world.from_first(found)
+
+
+def _start_remote_sync(config: TrainConfig, world: World, folder: RunFolder) -> RemoteSync | None:
+    settings = config.checkpoint
+    if settings.remote_sync is None or not world.is_first:
+        return None
+    return RemoteSync(
+        folder.path,
+        f"{settings.remote_sync.rstrip('/')}/{folder.name}",
+        settings.remote_sync_protocol,
+        settings.remote_sync_frequency,
+    )
+
+
+def _make_writers(
+    config: TrainConfig, world: World, folder: RunFolder, parts: Parts, *, resumed: bool
+) -> Writers:
+    if not world.is_first or not config.log.enabled:
+        return Writers([])
+    writers: list[ScalarWriter] = []
+    if config.log.tensorboard:
+        try:
+            writers.append(TensorBoardWriter(folder.tensorboard))
+        except OSError as error:
+            raise CannotWrite(f"{folder.tensorboard}: TensorBoard cannot write there: {error}") from error
+    if config.log.wandb:
+        settings = dict(config.flags)
+        if parts.data.train is not None:
+            settings["train_sz"] = parts.data.train.num_samples
+        if parts.data.val is not None:
+            settings["val_sz"] = parts.data.val.num_samples
+        wandb = WandbWriter(config.log, folder.name, settings, resumed)
+        wandb.save(folder.params_file)
+        writers.append(wandb)
+    return Writers(writers)

@@ -1,0 +1,294 @@
+"""From a configuration to a `Run`: every choice is made here, once, in the reference's order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from fastclip.config.train_config import ModelConfig, TrainConfig
+from fastclip.data.batch import Batch
+from fastclip.data.build import DataLoaders, TrainLoader, build_data
+from fastclip.data.tokenizer import build_tokenizer
+from fastclip.errors import UserError
+from fastclip.model.factory import create_teacher, create_training_model
+from fastclip.model.model_config import tokenizer_spec
+from fastclip.optim.build import build_optimizer, describe
+from fastclip.optim.schedule import build_schedule
+from fastclip.optim.update import Update
+from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
+from fastclip.train.distributed import World
+from fastclip.train.evaluation import Evaluation
+from fastclip.train.losses import make_loss
+from fastclip.train.meters import StepClock
+from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
+from fastclip.train.progress import Progress, make_progress
+from fastclip.train.report import Guard, Report
+from fastclip.train.run_folder import RunFolder
+from fastclip.train.seeds import epoch_seed, seed_everything, step_seed
+from fastclip.train.step import AccumulateStep, Forward, PlainStep, Step
+from fastclip.train.writers import Writers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What the loop calls. Nothing in it is a flag."""
+
+    start_epoch: int
+    epochs: int
+    steps_per_epoch: int
+    accum_freq: int
+    batches: Callable[[int], Iterator[Batch]]  # of one epoch, on the device
+    before_step: Callable[[int], None]  # learning rate, generators; takes the global step
+    step: Step
+    clock: StepClock
+    report: Report
+    progress: Progress
+    save: Callable[[int], None]  # takes the number of completed epochs
+    evaluate: Callable[[int], None]
+    begin_epoch: Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Model, data and optimiser of one run, before anything is written to disk."""
+
+    model: nn.Module  # bare
+    wrapped: nn.Module  # in DDP where the run is distributed; else the same object
+    teacher: nn.Module | None
+    optimizer: torch.optim.Optimizer | None  # None: the run only evaluates
+    scaler: GradScaler | None
+    data: DataLoaders
+    tokenizer: Any
+    start_epoch: int
+
+
+def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
+    """Model, optimiser, checkpoint, data. Raises the errors of the rooms that build them; writes nothing."""
+    seed_everything(config.seed)  # the same first weights on every rank
+    model = create_training_model(
+        config.model, precision=config.precision, device=world.device, siglip=config.loss.siglip
+    )
+    teacher = None
+    if config.loss.distill:
+        teacher = create_teacher(
+            config.loss.distill_model,
+            config.loss.distill_pretrained,
+            config.model,
+            precision=config.precision,
+            device=world.device,
+        )
+    seed_everything(config.seed + world.rank)
+    prepare_for_training(model, config.model)
+    tokenizer = build_tokenizer(
+        tokenizer_spec(
+            config.model.name,
+            context_length=config.model.force_context_length,
+            tokenizer_file=config.model.tokenizer,
+            cache_dir=config.model.cache_dir,
+        )
+    )
+
+    optimizer = scaler = None
+    if config.trains:
+        optimizer = build_optimizer(config.optim, model)
+        scaler = make_scaler(config.precision, world.device)
+    start_epoch = 0
+    if resume_from is not None:
+        start_epoch = restore(
+            resume_from, model, optimizer, scaler, unsafe=config.checkpoint.unsafe_load
+        )
+    data = build_data(
+        config.data,
+        model.visual.preprocess_cfg,  # type: ignore[union-attr]
+        tokenizer,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        start_epoch=start_epoch,
+    )
+    wrapped = wrap(model, config, world)
+    return Parts(
+        model=model,
+        wrapped=wrapped,
+        teacher=teacher,
+        optimizer=optimizer,
+        scaler=scaler,
+        data=data,
+        tokenizer=tokenizer,
+        start_epoch=start_epoch,
+    )
+
+
+def prepare_for_training(model: Any, config: ModelConfig) -> None:
+    """Freeze and checkpoint, in the reference's order."""
+    if config.lock_image:
+        model.lock_image_tower(
+            unlocked_groups=config.lock_image_unlocked_groups,
+            freeze_bn_stats=config.lock_image_freeze_bn_stats,
+        )
+    if config.lock_text:
+        model.lock_text_tower(
+            unlocked_layers=config.lock_text_unlocked_layers,
+            freeze_layer_norm=config.lock_text_freeze_layer_norm,
+        )
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
+
+
+def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+    """SyncBatchNorm and DDP. The optimiser was built on the same parameters, so the order does not matter to it."""
+    if not world.distributed or not config.trains:
+        return model
+    if config.distributed.use_bn_sync:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(
+        model,
+        device_ids=[world.device] if world.device.index is not None else None,
+        static_graph=config.distributed.ddp_static_graph,
+        gradient_as_bucket_view=True,
+    )
+
+
+def compile_if_asked(wrapped: nn.Module, config: TrainConfig, world: World) -> nn.Module:
+    """torch.compile of the whole model, as the reference. Checkpoints are taken from the model that is not compiled."""
+    if not config.model.torchcompile:
+        return wrapped
+    logger.info("Compiling model...")
+    if config.model.grad_checkpointing and world.distributed:
+        logger.info("Disabling DDP dynamo optimizer when grad checkpointing enabled.")
+        torch._dynamo.config.optimize_ddp = False
+    compiled: nn.Module = torch.compile(wrapped)
+    return compiled
+
+
+def build_run(config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers) -> Run:
+    """Join the parts into what the loop calls."""
+    assert parts.optimizer is not None
+    loader = parts.data.train
+    assert loader is not None
+    accum_freq = config.optim.accum_freq
+    steps_per_epoch = loader.num_batches // accum_freq
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"--accum-freq {accum_freq}: an epoch has {loader.num_batches} batches of --batch-size "
+            f"{config.data.batch_size} per rank, so there is no full step in it"
+        )
+    autocast = autocast_factory(config.precision, world.device)
+    update = Update(
+        parts.optimizer,
+        parts.model.logit_scale,  # type: ignore[arg-type]
+        clip_norm=config.optim.grad_clip_norm,
+        scaler=parts.scaler,
+        nonfinite=config.optim.nonfinite,
+    )
+    forward = Forward(
+        compile_if_asked(parts.wrapped, config, world), parts.teacher, input_dtype(config.precision)
+    )
+    loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
+    clock = StepClock()
+    progress = make_progress(steps_per_epoch, first_rank=world.is_first)
+    report = Report(
+        world=world,
+        writers=writers,
+        guard=Guard(update, config.optim.nonfinite),
+        update=update,
+        clock=clock,
+        every=config.log.log_every_n_steps,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        samples_per_step=config.data.batch_size * accum_freq * world.size,
+        samples_per_epoch=loader.num_samples,
+        count_bad_samples=lambda: loader.bad.total,
+    )
+    schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
+    evaluation = Evaluation(config, world, parts.model, parts.data, parts.tokenizer, folder, writers)
+    return Run(
+        start_epoch=parts.start_epoch,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        accum_freq=accum_freq,
+        batches=loader.epoch,
+        before_step=_before_step(schedule, parts.model, config, world),
+        step=(PlainStep if accum_freq == 1 else AccumulateStep)(forward, loss, update, autocast),
+        clock=clock,
+        report=report,
+        progress=progress,
+        save=_saver(config, world, parts, folder),
+        evaluate=partial(evaluation.run, steps_per_epoch=steps_per_epoch),
+        begin_epoch=partial(_begin_epoch, config, world, parts, report, progress),
+    )
+
+
+def _begin_epoch(
+    config: TrainConfig, world: World, parts: Parts, report: Report, progress: Progress, epoch: int
+) -> None:
+    """Train mode, fresh averages, and generators that depend on (seed, epoch, rank) only, so that a resumed run
+    goes on as the uninterrupted one would."""
+    parts.wrapped.train()
+    seed_everything(epoch_seed(config.seed, epoch, world.rank))
+    report.begin_epoch()
+    progress.begin_epoch(epoch)
+
+
+def _before_step(
+    schedule: Callable[[int], None], model: Any, config: TrainConfig, world: World
+) -> Callable[[int], None]:
+    if not model.has_patch_dropout:
+        return schedule
+
+    def before_step(step: int) -> None:
+        schedule(step)
+        model.set_patch_dropout_seed(step_seed(config.seed, step, world.rank))
+
+    return before_step
+
+
+def _saver(config: TrainConfig, world: World, parts: Parts, folder: RunFolder) -> Callable[[int], None]:
+    """Rank 0 writes; the others wait until it has."""
+    if not config.log.enabled:
+        return lambda epoch: None
+    writer = (
+        CheckpointWriter(config.checkpoint, folder.checkpoints, config.epochs)
+        if world.is_first
+        else None
+    )
+
+    def save(epoch: int) -> None:
+        if writer is not None:
+            assert parts.optimizer is not None
+            writer.save(
+                build_checkpoint(folder.name, epoch, parts.wrapped, parts.optimizer, parts.scaler)
+            )
+        world.wait_for_all()
+
+    return save
+
+
+def describe_run(config: TrainConfig, world: World, parts: Parts, params_file: Path | None) -> None:
+    """The reference's opening lines: model, flags (also to params.txt), optimiser; then what the data will do."""
+    logger.info("Model:")
+    logger.info("%s", parts.model)
+    logger.info("Params:")
+    shown = {**config.flags, "rank": world.rank, "world_size": world.size, "device": str(world.device)}
+    lines = [f"{name}: {value}" for name, value in sorted(shown.items())]
+    for line in lines:
+        logger.info("  %s", line)
+    if params_file is not None:
+        params_file.write_text("".join(f"{line}\n" for line in lines))
+    if parts.optimizer is not None:
+        logger.info("%s", describe(config.optim, parts.optimizer))
+    if isinstance(parts.data.train, TrainLoader):
+        for line in parts.data.train.describe():
+            logger.info("%s", line)
