@@ -1,0 +1,20 @@
+"""CLIP's contrastive losses, exact and lean. See the README of the distribution."""
+
+from .backend import BackendUnavailable
+from .loss.clip import clip_loss
+from .loss.distill import distill_clip_loss
+from .loss.modules import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
+from .loss.siglip import siglip_loss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "ClipLoss",
+    "CoCaLoss",
+    "DistillClipLoss",
+    "SigLipLoss",
+    "clip_loss",
+    "distill_clip_loss",
+    "siglip_loss",
+]

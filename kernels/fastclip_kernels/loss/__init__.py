@@ -1,0 +1,1 @@
+"""Contrastive losses; the formulas and their derivation are in README.md beside this file."""

@@ -1,0 +1,148 @@
+"""The sigmoid loss of SigLIP, on one process and across ranks. Derivation: README.md, section 3.
+
+    tensor                        shape   dtype
+    image_features, text_features (B, D)  float64, float32, bfloat16, float16; any strides
+    result                        ()      float32, or float64 for float64 features
+A rank's loss is that of its own images against the texts of all ranks; `dist_impl` says how those
+texts arrive and their gradients return. All four ways give the same numbers up to the order of
+sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..backend import BackendName, resolve
+from .checks import as_scalar, check_features, product_dtype
+from .chunked import sigmoid_gradients, sigmoid_sums
+from .distributed import (
+    BatchAgreement,
+    World,
+    agreement_of,
+    broadcast_rows,
+    exchange,
+    gather_with_gradient,
+    join_world,
+)
+
+OP = "siglip_loss"
+
+DistImpl = Literal["bidir", "shift", "reduce", "gather"]
+
+
+def siglip_loss(
+    image_features: Tensor,  # (B, D)
+    text_features: Tensor,  # (B, D)
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    *,
+    dist_impl: DistImpl | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    group: Any = None,
+    backend: BackendName = "auto",
+    agreement: BatchAgreement | None = None,
+) -> Tensor:
+    """-1/B Σ_ij log σ(±(scale·<image_i, text_j> + bias)), + for pairs only, over this rank's
+    images; 0-dim.
+
+    Values and gradients are those of `open_clip.loss.SigLipLoss` 3.3.0. `dist_impl`:
+
+    - `bidir` (default), `shift`: texts travel round the ring, both ways or one; no rank holds all
+      of them.
+    - `reduce`: one rank's texts at a time are sent to all.
+    - `gather`: all texts are gathered first.
+
+    Raises as `clip_loss` does.
+    """
+    check_features(OP, ("image_features", "text_features"), image_features, text_features)
+    resolve(OP, backend, image_features.device)
+    ways = get_args(DistImpl)
+    if dist_impl is not None and dist_impl not in ways:
+        raise ValueError(f"{OP}: dist_impl must be one of {ways}, got {dist_impl!r}")
+    world = join_world(OP, rank, world_size, group)
+    scale = as_scalar(OP, "logit_scale", logit_scale, image_features)
+    bias = as_scalar(OP, "logit_bias", 0.0 if logit_bias is None else logit_bias, image_features)
+    dtype = product_dtype(image_features)
+
+    def against(texts: Tensor, first: int | None) -> Tensor:
+        block: Tensor = _SigmoidBlock.apply(image_features, texts, scale, bias, dtype, first)
+        return block
+
+    if world is None:
+        return against(text_features, 0)
+    own_texts = text_features.to(dtype)  # rounded before they travel: fewer bytes, the same numbers
+    (agreement or agreement_of(world)).check(OP, own_texts, world)
+    if dist_impl == "gather":
+        texts = gather_with_gradient(own_texts, world, "every rank")
+        return against(texts, world.first_row(len(image_features)))
+    loss = against(text_features, 0)
+    if dist_impl == "reduce":
+        for source in range(world.size):
+            texts = broadcast_rows(own_texts, world, source)
+            # own texts are in the loss already; 0 keeps this rank in the backward collective
+            loss = loss + (0 * texts.sum() if source == world.rank else against(texts, None))
+        return loss
+    ring = _shifted if dist_impl == "shift" else _both_ways
+    for texts in ring(own_texts, world):
+        loss = loss + against(texts, None)
+    return loss
+
+
+def _shifted(texts: Tensor, world: World) -> Iterator[Tensor]:
+    """The texts of the other ranks: the left neighbour's, then those of the one to its left, ..."""
+    for _ in range(world.size - 1):
+        (texts,) = exchange(world, (1,), texts)
+        yield texts
+
+
+def _both_ways(texts: Tensor, world: World) -> Iterator[Tensor]:
+    """The texts of the other ranks, nearest neighbours first, two at a time and the farthest one
+    last.
+    """
+    rightward = leftward = texts
+    for _ in range((world.size - 1) // 2):
+        rightward, leftward = exchange(world, (1, -1), rightward, leftward)
+        yield rightward
+        yield leftward
+    if (world.size - 1) % 2:
+        yield exchange(world, (1,), rightward)[0]
+
+
+class _SigmoidBlock(torch.autograd.Function):
+    """The loss of all images against one block of texts; `first` as in `chunked.sigmoid_sums`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image_features: Tensor,
+        text_features: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        first: int | None,
+    ) -> Tensor:
+        with torch.autocast(scale.device.type, enabled=False):
+            image, text = image_features.to(dtype), text_features.to(dtype)
+            sums = sigmoid_sums(image, text, scale, bias, first)
+            ctx.save_for_backward(image, text, scale, bias, sums.by_scale, sums.by_bias)
+            ctx.first = first
+            ctx.dtypes = image_features.dtype, text_features.dtype
+            return sums.loss / len(image)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, bias, by_scale, by_bias = ctx.saved_tensors
+        to_image = to_text = None
+        with torch.autocast(scale.device.type, enabled=False):
+            factor = upstream / len(image)
+            if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+                to_image, to_text = sigmoid_gradients(image, text, scale, bias, ctx.first)
+                to_image = (to_image * (factor * scale)).to(ctx.dtypes[0])
+                to_text = (to_text * (factor * scale)).to(ctx.dtypes[1])
+            return to_image, to_text, factor * by_scale, factor * by_bias, None, None

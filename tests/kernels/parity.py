@@ -1,0 +1,211 @@
+"""The reference's losses and ours on the same inputs, and the rule that says how far apart they may
+be.
+
+The rule: against the reference's own formula in float64 on the same already rounded inputs, our
+error is at most twice the reference's error in the dtype at hand, plus a floor for numbers that
+round to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastclip_kernels.testing import (
+    SCALAR_FLOOR,
+    error_against_fp64,
+    feature_floor,
+    unit_features,
+)
+
+# What rounding alone may add where the reference happens to be exact.
+ALLOWANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-6,
+    torch.bfloat16: 1e-3,
+    torch.float16: 1e-4,
+}
+
+
+def load_reference() -> ModuleType:
+    """`open_clip/loss.py` alone: it imports nothing of its package, which takes seconds to import."""
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0], "loss.py")
+    spec = importlib.util.spec_from_file_location("reference_loss", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss on one kind of input."""
+
+    loss: str = "ClipLoss"  # a class name, the same in the reference and in ours
+    options: dict[str, Any] = field(default_factory=dict)  # of its constructor
+    rows: int = 17  # of each rank
+    width: int = 33
+    scale: float = 14.3
+    bias: float | None = None
+    dtype: torch.dtype = torch.float32  # of the features
+    autocast: torch.dtype | None = None
+    rows_are: str = "random"
+    same_upstream: bool = False  # every rank's loss weighs the same in what is back-propagated
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self.autocast or self.dtype
+
+    def __str__(self) -> str:
+        parts = [self.loss, *(f"{key}={value}" for key, value in self.options.items())]
+        parts += [f"{self.rows}x{self.width}", f"s={self.scale:g}", f"b={self.bias}"]
+        parts += [str(self.dtype)[6:], f"amp={str(self.autocast)[6:]}" if self.autocast else ""]
+        parts += [self.rows_are if self.rows_are != "random" else ""]
+        return "-".join(part for part in parts if part)
+
+
+def draw_features(case: Case, total: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Blocks of (total, D) features, images and texts in turn, already rounded to the case's
+    precision.
+    """
+    previous = None
+    while True:
+        x = unit_features(total, case.width, generator, torch.float64)
+        match case.rows_are:
+            case "all equal":
+                x = x[:1].expand(total, -1)
+            case "opposite":
+                x = x if previous is None else -previous
+            case "matched":  # a trained model: each pair close, all other pairs far
+                x = x if previous is None else previous + 0.01 * x
+            case "orthogonal":
+                x = torch.eye(total, case.width, dtype=torch.float64)
+            case "norm 100":
+                x = 100 * x
+            case "one huge row":
+                x = torch.cat([1000 * x[:1], x[1:]])
+            case "duplicates":
+                x = x[torch.arange(total) // 2]
+            case "wrong pairs":  # the pair is the least likely column, probability next to nothing
+                x = x if previous is None else previous.roll(1, 0)
+        previous = x
+        yield x.to(case.precision).to(case.dtype)
+
+
+class Inputs(NamedTuple):
+    """Leaves of one rank's loss."""
+
+    image: Tensor
+    text: Tensor
+    teacher_image: Tensor
+    teacher_text: Tensor
+    logits: Tensor  # a captioner's, (B, T, vocabulary)
+    labels: Tensor
+
+    @classmethod
+    def draw(cls, case: Case, seed: int, rank: int, world_size: int) -> Inputs:
+        """The same numbers on every rank, and this rank's part of them."""
+        generator = torch.Generator().manual_seed(seed)
+        blocks = draw_features(case, case.rows * world_size, generator)
+        mine = slice(rank * case.rows, (rank + 1) * case.rows)
+        features = [next(blocks)[mine].clone() for _ in range(4)]
+        vocabulary = 11
+        logits = torch.randn(case.rows, 5, vocabulary, generator=generator).to(case.dtype)
+        labels = torch.randint(0, vocabulary, (case.rows, 5), generator=generator)
+        return cls(*features, logits, labels)
+
+
+def run(case: Case, losses: Any, inputs: Inputs, upstream: float, wide: bool) -> dict[str, Tensor]:
+    """Loss and gradients of the class named by `case` in `losses`; in float64 without autocast if
+    `wide`.
+    """
+    dtype = torch.float64 if wide else case.dtype
+    leaves = {
+        name: value.to(dtype).requires_grad_()
+        for name, value in inputs._asdict().items()
+        if name != "labels"
+    }
+    scalar = torch.float64 if wide or case.dtype == torch.float64 else torch.float32
+    leaves["scale"] = torch.tensor(case.scale, dtype=scalar, requires_grad=True)
+    leaves["bias"] = torch.tensor(case.bias or 0.0, dtype=scalar, requires_grad=True)
+    module = getattr(losses, case.loss)(**case.options)
+    amp = case.autocast is not None and not wide
+    with torch.autocast("cpu", dtype=case.autocast) if amp else nullcontext():
+        image, text, scale = leaves["image"], leaves["text"], leaves["scale"]
+        if case.loss == "CoCaLoss":
+            parts = module(image, text, leaves["logits"], inputs.labels, scale)
+        elif case.loss == "DistillClipLoss":
+            # a teacher as sharp as the student, and as a constant: its scale is no parameter
+            teacher = (leaves["teacher_image"], leaves["teacher_text"], scale.detach())
+            parts = module(image, text, scale, *teacher)
+        else:
+            parts = (module(image, text, scale, None if case.bias is None else leaves["bias"]),)
+    weights = (1.0, 0.7)  # told apart, should two losses be mixed up
+    total = sum(weight * part.to(scalar) for weight, part in zip(weights, parts, strict=False))
+    gradients = torch.autograd.grad(total * upstream, list(leaves.values()), allow_unused=True)
+    result = {f"loss {i}": part.detach() for i, part in enumerate(parts)}
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        result[f"d {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
+    return result
+
+
+class Comparison(NamedTuple):
+    """Errors of one number or gradient against float64."""
+
+    what: str
+    ours: float
+    reference: float
+    limit: float
+
+    @property
+    def good(self) -> bool:
+        return self.ours <= self.limit
+
+
+def compare(
+    case: Case,
+    kernels: Any,
+    reference: Any,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Comparison]:
+    """Loss and every gradient of one case. Across ranks, each rank weighs its loss by another
+    factor.
+    """
+    inputs = Inputs.draw(case, seed, rank, world_size)
+    upstream = 1.0 if case.same_upstream or world_size == 1 else float(rank + 1)
+    truth = run(case, reference, inputs, upstream, wide=True)
+    theirs = run(case, reference, inputs, upstream, wide=False)
+    ours = run(case, kernels, inputs, upstream, wide=False)
+    comparisons = []
+    for what, value in truth.items():
+        floor = SCALAR_FLOOR
+        if value.ndim:
+            floor = feature_floor(case.scale, case.rows)
+        ours_error = error_against_fp64(ours[what], value, floor)
+        reference_error = error_against_fp64(theirs[what], value, floor)
+        # a reference that overflowed proves nothing: then only being finite and close counts
+        limit = 2 * min(reference_error, 1.0) + ALLOWANCE[case.precision]
+        comparisons.append(Comparison(what, ours_error, reference_error, limit))
+    return comparisons
+
+
+def failures(case: Case, comparisons: list[Comparison]) -> list[str]:
+    return [
+        f"{case}: {c.what}: error {c.ours:.2e}, reference {c.reference:.2e}, limit {c.limit:.2e}"
+        for c in comparisons
+        if not c.good
+    ]
