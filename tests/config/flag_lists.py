@@ -1,0 +1,22 @@
+"""Our flags with their defaults, and a parser's flags by name; used by several tests."""
+
+from __future__ import annotations
+
+import argparse
+
+OWN = {
+    "--loss-backend": "auto",
+    "--decoder": "auto",
+    "--deterministic": False,
+    "--nonfinite": "skip",
+    "--unsafe-load": False,
+    "--allow-pipe-from-files": False,
+    "--tokenizer": None,
+}
+
+
+OWN_DESTS = {flag[2:].replace("-", "_") for flag in OWN}
+
+
+def by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {s: action for action in parser._actions for s in action.option_strings}
