@@ -72,7 +72,7 @@ def small_clip() -> CLIP:
 
 def small_coca() -> CoCa:
     return CoCa(
-        24,
+        32,
         MultimodalCfg(**TEXT, mlp_ratio=2, dim_head=16, n_queries=4, attn_pooler_heads=2),
         CLIPTextCfg(**TEXT, embed_cls=True, output_tokens=True),
         CLIPVisionCfg(
