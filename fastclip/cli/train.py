@@ -15,8 +15,8 @@ def prepare(argv: Sequence[str]) -> Job:
 
     def run() -> None:
         # torch and all the rest load here, after every mistake in the flags has been reported
-        from fastclip.train import run as training
+        from fastclip.train.run import run as train
 
-        training.run(config)
+        train(config)
 
     return Job(run=run, debug=config.log.debug)

@@ -69,7 +69,15 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             train_data_upsampling_factors=factors,
             augment=augment,
         ),
-        DataConfig(),
+        # enough for the checks across slices to be right about what there is to do
+        DataConfig(
+            train_data=n.train_data or None,
+            val_data=n.val_data or None,
+            imagenet_val=n.imagenet_val or None,
+            imagenet_v2=n.imagenet_v2 or None,
+            dataset_type=n.dataset_type,
+            train_num_samples=1,
+        ),
     )
     model = collect(
         lambda: _fill(

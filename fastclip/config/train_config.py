@@ -43,7 +43,7 @@ class _Checks:
             self.problems.append(f"{flag} {value}: must be greater than 0")
 
     def not_negative(self, flag: str, value: float | None) -> None:
-        if value is not None and not value >= 0:
+        if value is not None and value < 0:
             self.problems.append(f"{flag} {value}: must be 0 or greater")
 
     def finite(self, flag: str, value: float | None) -> None:
@@ -253,7 +253,7 @@ class OptimConfig:
                 checks.not_negative(flag, value)
             for flag, value in (("--beta1", self.beta1), ("--beta2", self.beta2)):
                 checks.refuse_if(
-                    value is not None and not 0 <= value < 1,
+                    value is not None and math.isfinite(value) and not 0 <= value < 1,
                     f"{flag} {value}: must be at least 0 and below 1",
                 )
         else:
