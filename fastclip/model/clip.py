@@ -20,6 +20,7 @@ class _TwoTowers(nn.Module):
     visual: VisionTransformer
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
+    writes_captions = False  # True for CoCa, which open_clip builds
 
     def __init__(self, config: CLIPConfig, output_dict: bool) -> None:
         super().__init__()
@@ -81,6 +82,10 @@ class _TwoTowers(nn.Module):
         here.
         """
         self.visual.lock(unlocked_groups)
+
+    @property
+    def has_patch_dropout(self) -> bool:
+        return isinstance(self.visual.patch_dropout, PatchDropout)
 
     def set_patch_dropout_seed(self, seed: int) -> None:
         """Make the patches left out from here on a function of `seed`; no effect without patch
