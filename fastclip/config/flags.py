@@ -289,13 +289,14 @@ def _loss(parser: argparse.ArgumentParser) -> None:
     _switch(
         group,
         "--local-loss",
-        "each rank computes its own rows of the loss only: same sum, less work and memory",
+        "each rank computes its own rows of the loss only: less work and memory, same gradients "
+        "together with --gather-with-grad",
     )
     _switch(
         group,
         "--gather-with-grad",
         "let gradients flow to the features of other ranks; without it they are incomplete with "
-        "--local-loss",
+        "--local-loss, and divided by the number of ranks otherwise",
     )
     add(
         "--coca-caption-loss-weight",

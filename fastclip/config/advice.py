@@ -1,0 +1,58 @@
+"""Flags that were given and do nothing, as in OpenCLIP: worth a line in the log, not an error."""
+
+from __future__ import annotations
+
+from fastclip.config.train_config import TrainConfig
+
+
+def advice(config: TrainConfig) -> list[str]:
+    """One sentence per flag that this run ignores, for the log at start; usually none."""
+    model, data, loss, optim = config.model, config.data, config.loss, config.optim
+    given = config.flags
+    remarks = [
+        (
+            loss.siglip and (loss.local_loss or loss.gather_with_grad),
+            "--local-loss and --gather-with-grad do nothing with --siglip: its loss is always "
+            "local, with full gradients",
+        ),
+        (
+            not loss.siglip and bool(given.get("loss_dist_impl")),
+            "--loss-dist-impl does nothing without --siglip",
+        ),
+        (
+            (loss.distill_model is None) != (loss.distill_pretrained is None),
+            "no distillation: it needs both --distill-model and --distill-pretrained",
+        ),
+        (
+            not model.lock_image
+            and (model.lock_image_unlocked_groups > 0 or model.lock_image_freeze_bn_stats),
+            "--lock-image-* flags do nothing without --lock-image",
+        ),
+        (
+            not model.lock_text
+            and (model.lock_text_unlocked_layers > 0 or model.lock_text_freeze_layer_norm),
+            "--lock-text-* flags do nothing without --lock-text",
+        ),
+        (
+            optim.momentum is not None and optim.opt.lower() == "adamw",
+            "--momentum does nothing with --opt adamw",
+        ),
+        (
+            optim.epochs_cooldown is not None and optim.lr_scheduler != "const-cooldown",
+            "--epochs-cooldown does nothing without --lr-scheduler const-cooldown",
+        ),
+        (
+            data.train_data_upsampling_factors is not None and not data.dataset_resampled,
+            "--train-data-upsampling-factors does nothing here: it weights training shards",
+        ),
+        (
+            data.dataset_type == "csv" and data.train_num_samples is not None,
+            "--train-num-samples does nothing with csv data: all its rows are read",
+        ),
+        (
+            not config.log.enabled
+            and (config.log.tensorboard or config.checkpoint.save_most_recent),
+            "--logs none keeps no checkpoints and no TensorBoard events",
+        ),
+    ]
+    return [sentence for applies, sentence in remarks if applies]
