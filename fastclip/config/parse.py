@@ -83,6 +83,8 @@ class TrainParser(argparse.ArgumentParser):
         lines: list[str] = []
         after_unknown_flag = False
         for word in leftover:
+            if word == "--":
+                return [*lines, "unexpected word '--': every value follows a --flag"]
             if word.startswith("-") and not re.fullmatch(r"-\.?\d.*", word):
                 lines.append(f"unknown flag {word.split('=')[0]}{self._nearest(word)}")
                 after_unknown_flag = True

@@ -164,14 +164,16 @@ def test_help_is_quick(words: list[str]) -> None:
     assert min(seconds) < 0.5, seconds
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the write fails at the flush, or at once
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
-def test_a_closed_pipe_is_quiet(words: list[str]) -> None:
+def test_a_closed_pipe_is_quiet(words: list[str], unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "fastclip", *words],
             cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,

@@ -91,6 +91,7 @@ def test_optimiser_defaults_depend_on_the_model_as_in_the_reference(
         (["--batch_size=3"], ["unknown flag --batch_size; did you mean --batch-size?"]),
         (["-lr", "3"], ["unknown flag -lr; did you mean --lr?"]),
         (["--qqqqqq"], ["unknown flag --qqqqqq; see fastclip train --help"]),
+        (["--", "--lr", "3"], ["unexpected word '--': every value follows a --flag"]),
         (["stray"], ["unexpected word 'stray': every value follows a --flag"]),
         (["--lr", "fast"], ["--lr 'fast': expected a number"]),
         (["--image-mean", "1", "x"], ["--image-mean 'x': expected a number"]),
