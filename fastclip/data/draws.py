@@ -127,10 +127,13 @@ def stack(draws: list[Draw]) -> Draws:
     )
 
 
-def take(draws: Draws, rows: list[int]) -> Draws:
-    """Only those rows of `draws`, in that order."""
-    index = torch.tensor(rows, dtype=torch.int64)
-    return Draws(*(field[index] for field in draws))
+def unstack(draws: Draws) -> list[Draw]:
+    """The inverse of `stack`; factors come back rounded to float32."""
+    rows = zip(*(field.tolist() for field in draws), strict=True)
+    return [
+        Draw(tuple(crop), bilinear, tuple(factors), tuple(order), gray, erase)
+        for crop, bilinear, factors, order, gray, erase in rows
+    ]
 
 
 def erase_probability(augment: AugmentConfig) -> float:

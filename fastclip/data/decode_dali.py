@@ -1,0 +1,210 @@
+"""Encoded training pictures to augmented pixels with NVIDIA DALI.
+
+On the GPU where there is one and on the CPU otherwise, by one pipeline definition. DALI decodes,
+crops and resizes (antialiased, the box of the draw); colours follow in `data/color.py`. DALI draws
+no random number: every decision comes with the batch. nvJPEG is asked for libjpeg's chroma
+upsampling, and the rotation that EXIF asks for is ignored, as in the reference.
+
+A picture that DALI cannot decode fails the whole batch. Pillow then says which pictures are bad,
+picture by picture, and decodes the rest where DALI was the stricter of the two.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.dlpack
+from torch import Tensor
+
+from fastclip import optional
+from fastclip.config.images import AugmentConfig, PreprocessConfig
+from fastclip.data.batch import Draws, EncodedBatch
+from fastclip.data.color import change_colors_
+from fastclip.data.decode_pillow import TrainDecoder
+from fastclip.data.draws import unstack
+from fastclip.data.erase import random_erasing
+from fastclip.data.image_header import BadImage, decode_rgb
+from fastclip.errors import DataError, EnvironmentProblem
+
+logger = logging.getLogger(__name__)
+
+INSTALL = "pip install 'fastclip[dali]' (or 'fastclip[dali-cuda12]' with a CUDA 12 driver)"
+
+
+class BadImages(DataError):
+    """Pictures of a batch that cannot be decoded; `bad` maps their places in the batch to why."""
+
+    def __init__(self, bad: dict[int, str]) -> None:
+        super().__init__(f"{len(bad)} pictures cannot be decoded: {bad}")
+        self.bad = bad
+
+
+def available() -> str | None:
+    """None if DALI can be used; else why not, in words."""
+    dali = optional.find("nvidia.dali")
+    if isinstance(dali, str):
+        return dali
+    pipeline = optional.find("nvidia.dali.fn")
+    if isinstance(pipeline, str) or not hasattr(dali, "pipeline_def"):
+        # The package `nvidia-dali` on PyPI holds nothing but a hint at where DALI is.
+        return f"nvidia.dali is installed but is not DALI; install it with: {INSTALL}"
+    return None
+
+
+class DaliTrainDecoder:
+    """`EncodedBatch` to uint8 (B, H, W, 3) on `device`.
+
+    With `re_prob` to normalised float32 (B, 3, H, W) instead. A batch may be smaller than
+    `batch_size`. Raises BadImages if pictures of it cannot be decoded; the decoder can be called
+    again with the others. Not for use by two threads at once.
+    """
+
+    def __init__(
+        self,
+        preprocess: PreprocessConfig,
+        augment: AugmentConfig,
+        batch_size: int,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        reason = available()
+        if reason is not None:
+            raise EnvironmentProblem(f"--decoder dali: {reason}. Install it with: {INSTALL}")
+        self._preprocess, self._device = preprocess, device
+        self._batch_size, self._threads = batch_size, threads
+        self._pillow = TrainDecoder(preprocess, augment)
+        self._erasing = random_erasing(preprocess, augment)
+        self._pipeline: Any = None
+
+    def __call__(self, batch: EncodedBatch) -> Tensor:
+        pictures = _pictures(batch)
+        images = self._cropped(pictures, batch.draws)
+        if images is None:
+            images = self._with_pillow(pictures, batch.draws).to(self._device)
+        else:
+            images = change_colors_(images, batch.draws)
+        return images if self._erasing is None else self._erasing(images, batch.draws.erase)
+
+    def _cropped(self, pictures: list[np.ndarray], draws: Draws) -> Tensor | None:
+        """Decoded, cropped and resized uint8 (B, H, W, 3) that the caller owns; None if DALI
+        failed.
+        """
+        pictures = _readable_by_dali(pictures)
+        if self._pipeline is None:
+            self._pipeline = _build(
+                self._preprocess.size, self._batch_size, self._device, self._threads
+            )
+        pipeline = self._pipeline
+        crop = draws.crop.numpy()
+        types = optional.require("nvidia.dali.types", "--decoder dali", INSTALL)
+        interpolation = np.where(draws.bilinear, types.INTERP_LINEAR, types.INTERP_CUBIC)
+        try:
+            pipeline.feed_input("encoded", pictures)
+            pipeline.feed_input("start", np.ascontiguousarray(crop[:, :2]))
+            pipeline.feed_input("shape", np.ascontiguousarray(crop[:, 2:]))
+            pipeline.feed_input("interpolation", interpolation.astype(np.int32))
+            (output,) = pipeline.run()
+        except RuntimeError as error:
+            logger.debug("DALI failed on a batch: %s", error)
+            # An input left in its queue would give the next batch this one's crops: start anew.
+            self._pipeline = None
+            return None
+        # DALI writes its next batch into the same memory.
+        return torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
+
+    def _with_pillow(self, pictures: list[np.ndarray], draws: Draws) -> Tensor:
+        """The finished pixels, on the CPU. Raises BadImages."""
+
+        def decode(row: int) -> np.ndarray | BadImage:
+            try:
+                return self._pillow(pictures[row].tobytes(), draw_list[row])
+            except BadImage as error:
+                return error
+
+        draw_list = unstack(draws)
+        with ThreadPoolExecutor(max_workers=self._threads) as pool:
+            results = list(pool.map(decode, range(len(pictures))))
+        bad = {row: r.cause for row, r in enumerate(results) if isinstance(r, BadImage)}
+        if bad:
+            raise BadImages(bad)
+        return torch.from_numpy(np.stack([r for r in results if isinstance(r, np.ndarray)]))
+
+
+def _build(size: tuple[int, int], batch_size: int, device: torch.device, threads: int) -> Any:
+    """The pipeline: four inputs, fed before each run, and one output (B, H, W, 3)."""
+    fn = optional.require("nvidia.dali.fn", "--decoder dali", INSTALL)
+    types = optional.require("nvidia.dali.types", "--decoder dali", INSTALL)
+    dali: ModuleType = optional.require("nvidia.dali", "--decoder dali", INSTALL)
+    on_gpu = device.type == "cuda"
+    pipeline = dali.Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(device.index or 0) if on_gpu else None,
+        prefetch_queue_depth=1,  # one batch in, one batch out; the loader works ahead
+        exec_dynamic=True,
+    )
+    with pipeline:
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
+        shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
+        interpolation = fn.external_source(name="interpolation", dtype=types.INT32, ndim=0)
+        images = fn.decoders.image(
+            encoded,
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+            jpeg_fancy_upsampling=True,
+            adjust_orientation=False,
+        )
+        # Cut first: a resize given the box as its region of interest would blend in pixels from
+        # outside.
+        images = fn.slice(images, start=start, shape=shape, axes=(0, 1))
+        images = fn.resize(
+            images,
+            size=size,
+            interp_type=fn.cast(interpolation, dtype=types.INTERP_TYPE),
+            antialias=True,
+        )
+        pipeline.set_outputs(images)
+    pipeline.build()
+    return pipeline
+
+
+def _pictures(batch: EncodedBatch) -> list[np.ndarray]:
+    """The files of a batch, uint8 (bytes,) each, as views of its one buffer."""
+    encoded, offsets = batch.encoded.numpy(), batch.offsets.tolist()
+    return [encoded[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+def _readable_by_dali(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """`pictures`, those that DALI does not read, or not as Pillow does, in another form."""
+    return [p if _usual(p[:26].tobytes()) else _as_ppm(p) for p in pictures]
+
+
+def _usual(head: bytes) -> bool:
+    """Whether DALI decodes a file with these first 26 bytes, and to the pixels that Pillow makes of
+    it.
+    """
+    if head[:3] == b"\xff\xd8\xff" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return True
+    # Bytes 24 and 25 are bit depth and colour type. 16-bit grey: Pillow clips to 8 bits, DALI
+    # scales.
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] != b"\x10\x00"
+
+
+def _as_ppm(picture: np.ndarray) -> np.ndarray:
+    """The same pixels, decoded by Pillow, as a file of the plainest format; unchanged if Pillow
+    cannot either.
+    """
+    buffer = io.BytesIO()
+    try:
+        decode_rgb(picture.tobytes()).save(buffer, "PPM")
+    except BadImage:
+        return picture  # DALI will fail on it too, and the cause is then found picture by picture
+    return np.frombuffer(buffer.getvalue(), np.uint8)
