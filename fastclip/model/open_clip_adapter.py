@@ -122,15 +122,18 @@ def create_open_clip_model(
         **options,
     )
     model = _run(create, name)
+    captioner = isinstance(model, open_clip.CoCa)
     if path is not None:
         _load(model, path, unsafe_load)
+    elif captioner and not schema_of(name):
+        _init_caption_projection(model)
     if resize_last and force_image_size is not None:
         model.visual.set_input_size(force_image_size)
 
     if schema_of(name):  # what the folder or repository says about its pictures, found by open_clip
         own_settings = dict(model.visual.preprocess_cfg)
     preprocess = resolve_preprocess(model.visual.image_size, own_settings, image_flags)
-    model.__class__ = _extended(model.__class__, isinstance(model, open_clip.CoCa))
+    model.__class__ = _extended(model.__class__, captioner)
     _accept_pixels(model.visual, preprocess, input_dtype(precision))
     return model
 
@@ -156,6 +159,19 @@ def _accept_pixels(visual: Any, config: PreprocessConfig, dtype: torch.dtype) ->
     visual.pixels = PixelNormalize(config.mean, config.std).to(device)
     visual.preprocess_cfg = config
     visual.register_forward_pre_hook(normalize)
+
+
+def _init_caption_projection(model: Any) -> None:
+    """The reference leaves CoCa's output layer as the memory was found, NaN or not; draw it.
+
+    From a generator of its own, so that what is drawn next is the same as after the reference's.
+    """
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    projection = model.text_decoder.text_projection
+    drawn = torch.empty(projection.shape).normal_(
+        std=projection.shape[0] ** -0.5, generator=generator
+    )
+    projection.data.copy_(drawn)
 
 
 def _has_timm_tower(open_clip: Any, name: str) -> bool:

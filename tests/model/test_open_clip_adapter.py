@@ -47,6 +47,7 @@ def test_same_object_but_for_pixels(name, seed):
     assert type(ours).__name__ == type(reference).__name__
     assert isinstance(ours, type(reference))
 
+    reference.load_state_dict(ours.state_dict())  # CoCa: the reference does not set all its weights
     config = ours.visual.preprocess_cfg
     pixels = np.random.default_rng(seed).integers(0, 256, (3, *config.size, 3), dtype=np.uint8)
     images = torch.stack([normalize(to_tensor(p), config.mean, config.std) for p in pixels])
@@ -58,6 +59,26 @@ def test_same_object_but_for_pixels(name, seed):
         torch.testing.assert_close(got[key], wanted[key], atol=1e-5, rtol=1e-5)
     assert (ours.context_length, ours.vocab_size, ours.output_dict) == (11, 83, True)
     copy.deepcopy(ours)
+
+
+def test_first_weights(seed):
+    reference, ours = _pair("RN50", seed)
+    wanted = reference.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in ours.state_dict().items())
+
+    reference, ours = _pair("coca_ViT-B-32", seed)
+    after = torch.rand(3)
+    wanted = reference.state_dict()
+    left_unset = "text_decoder.text_projection"  # the reference: whatever the memory held
+    for key, value in ours.state_dict().items():
+        assert key == left_unset or torch.equal(value, wanted[key]), key
+    projection = ours.state_dict()[left_unset]
+    assert projection.std().item() == pytest.approx(32**-0.5, rel=0.1)
+    again = _pair("coca_ViT-B-32", seed)[1]
+    assert torch.equal(again.state_dict()[left_unset], projection)
+    torch.manual_seed(seed)
+    open_clip.create_model("coca_ViT-B-32", **copy.deepcopy(COCA))
+    assert torch.equal(torch.rand(3), after), "later draws are the reference's"
 
 
 @pytest.mark.parametrize("name", CASES)
