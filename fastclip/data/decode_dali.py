@@ -110,14 +110,18 @@ class DaliTrainDecoder:
             pipeline.feed_input("start", np.ascontiguousarray(crop[:, :2]))
             pipeline.feed_input("shape", np.ascontiguousarray(crop[:, 2:]))
             pipeline.feed_input("interpolation", interpolation.astype(np.int32))
-            (output,) = pipeline.run()
+            (output,) = pipeline.run(self._stream())
         except RuntimeError as error:
             logger.debug("DALI failed on a batch: %s", error)
             # An input left in its queue would give the next batch this one's crops: start anew.
             self._pipeline = None
             return None
-        # DALI writes its next batch into the same memory.
+        # DALI takes the memory of its output back, in the order of that stream.
         return torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
+
+    def _stream(self) -> Any:
+        """torch's stream, on which DALI is to hand over its output without waiting; None on the CPU."""
+        return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
     def _with_pillow(self, pictures: list[np.ndarray], draws: Draws) -> Tensor:
         """The finished pixels, on the CPU. Raises BadImages."""
