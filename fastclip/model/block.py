@@ -34,9 +34,12 @@ class Attention(nn.Module):
         causal: bool,
     ) -> Tensor:  # (B, T, D)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H)
+        split = qkv.view(*qkv.shape[:2], 3, self.heads, -1)
+        q, k, v = split.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        projected: Tensor = self.out_proj(out)
+        return projected
 
 
 class MLP(nn.Module):
@@ -51,7 +54,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
         x = x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x)
-        return self.c_proj(x)
+        x = self.c_proj(x)
+        return x
 
 
 class LayerScale(nn.Module):
@@ -87,7 +91,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         x = x + self.ls_1(self.attn(self.ln_1(x), causal))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        x = x + self.ls_2(self.mlp(self.ln_2(x)))
+        return x
 
 
 class Transformer(nn.Module):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastclip.errors import DataError, InputMissing
+from fastclip.model.one_line import first_line
 
 _UNSAFE_HINT = "--unsafe-load opens it, and runs whatever code it holds"
 
@@ -48,7 +49,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load_file(path, device="cpu"))
     except SafetensorError as error:
-        raise DataError(f"{path}: not a whole safetensors file: {_first_line(error)}") from error
+        raise DataError(f"{path}: not a whole safetensors file: {first_line(error)}") from error
 
 
 def _read(path: Path, unsafe: bool) -> Any:
@@ -58,7 +59,8 @@ def _read(path: Path, unsafe: bool) -> Any:
     if is_zip and _check_archive(path):
         if not unsafe:
             raise DataError(f"{path}: a TorchScript archive, as OpenAI publishes; {_UNSAFE_HINT}")
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        jit: Any = torch.jit
+        state = jit.load(str(path), map_location="cpu").state_dict()
         sizes = ("input_resolution", "context_length", "vocab_size")  # OpenAI's extra entries
         return {key: value for key, value in state.items() if key not in sizes}
     try:
@@ -70,7 +72,7 @@ def _read(path: Path, unsafe: bool) -> Any:
             ) from error
         raise DataError(f"{path}: not a checkpoint file") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise DataError(f"{path}: not a whole checkpoint file: {_first_line(error)}") from error
+        raise DataError(f"{path}: not a whole checkpoint file: {first_line(error)}") from error
 
 
 def _starts_as_zip(path: Path) -> bool:
@@ -85,11 +87,7 @@ def _check_archive(path: Path) -> bool:
             damaged = archive.testzip()
             names = archive.namelist()
     except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path}: cut short or damaged: {_first_line(error)}") from error
+        raise DataError(f"{path}: cut short or damaged: {first_line(error)}") from error
     if damaged is not None:
         raise DataError(f"{path}: damaged: {damaged} does not match its checksum")
     return any(name.endswith("/constants.pkl") for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -150,7 +150,8 @@ class CustomTextCLIP(_TwoTowers):
         self._set_up_logits()
 
     def _text(self, text: Tensor) -> Tensor:
-        return self.text(text)
+        features: Tensor = self.text(text)
+        return features
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         self.text.lock(unlocked_layers, freeze_layer_norm)

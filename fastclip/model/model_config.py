@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from fastclip import optional
 from fastclip.config.tokenizers import TokenizerSpec
 from fastclip.errors import InputMissing, UserError
+from fastclip.model.one_line import first_line
 
 VisionPool = Literal["tok", "avg", "none"]
 TextPool = Literal["first", "last", "argmax", "eos", "none"]
@@ -311,7 +312,8 @@ def _siglip_variant(name: str) -> str | None:
 def _text_fields(name: str) -> Mapping[str, Any]:
     """`text_cfg` of any model, as far as the tokenizer is concerned."""
     if schema_of(name) == "local-dir":
-        return read_folder_json(name)["model_cfg"].get("text_cfg", {})
+        folder_text: Mapping[str, Any] = read_folder_json(name)["model_cfg"].get("text_cfg", {})
+        return folder_text
     stem = canonical_name(name)
     if stem in native_models():
         text = load_config(name).text_cfg
@@ -319,12 +321,8 @@ def _text_fields(name: str) -> Mapping[str, Any]:
     if stem not in reference_only_models() and not schema_of(name):
         raise unknown_model(name)
     open_clip = optional.require("open_clip", f"--model {name}", OPENCLIP_INSTALL)
-    try:
-        raw = open_clip.get_model_config(stem)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # hf-hub without a network, or a bad repository
-        raise InputMissing(f"--model {name}: {str(error).splitlines()[0]}") from error
-    return raw["text_cfg"]
+    try:  # hf-hub: may lack a network, or the repository a config
+        text_cfg: Mapping[str, Any] = open_clip.get_model_config(stem)["text_cfg"]
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise InputMissing(f"--model {name}: {first_line(error)}") from error
+    return text_cfg

@@ -20,6 +20,7 @@ from fastclip.config.images import PreprocessConfig
 from fastclip.errors import EnvironmentProblem, UserError
 from fastclip.model.checkpoint_file import read_checkpoint
 from fastclip.model.model_config import OPENCLIP_INSTALL, schema_of
+from fastclip.model.one_line import first_line
 from fastclip.model.precision import input_dtype
 from fastclip.model.preprocess import resolve_preprocess
 from fastclip.model.pretrained import find_pretrained
@@ -135,7 +136,8 @@ def create_open_clip_model(
     preprocess = resolve_preprocess(model.visual.image_size, own_settings, image_flags)
     model.__class__ = _extended(model.__class__, captioner)
     _accept_pixels(model.visual, preprocess, input_dtype(precision))
-    return model
+    adapted: nn.Module = model
+    return adapted
 
 
 def use_preprocess(model: Any, config: PreprocessConfig) -> None:
@@ -195,7 +197,6 @@ def _run(create: Callable[[], Any], name: str) -> Any:
     try:
         return create()
     except (OSError, RuntimeError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentProblem(
-            f"--model {name}: open_clip cannot build it here: {reason}"
+            f"--model {name}: open_clip cannot build it here: {first_line(error)}"
         ) from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +27,7 @@ class PatchDropout(nn.Module):
         self._seed = seed
         self._generator = None
 
-    @torch.compiler.disable  # generators cannot be traced
-    def _kept(self, batch: int, patches: int, device: torch.device) -> Tensor:
+    def _draw(self, batch: int, patches: int, device: torch.device) -> Tensor:
         count = max(1, int(patches * (1 - self.share)))
         if self._seed is None:
             noise = torch.randn(batch, patches).to(device)
@@ -39,9 +41,13 @@ class PatchDropout(nn.Module):
         if not self.training:
             return x
         patches = x[:, 1:]
-        kept = self._kept(patches.shape[0], patches.shape[1], x.device)
+        kept = _untraced_draw(self, patches.shape[0], patches.shape[1], x.device)
         chosen = patches.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
         return torch.cat((x[:, :1], chosen), dim=1)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_generator": None}  # generators can be neither copied nor pickled
+
+
+_compiler: Any = torch.compiler
+_untraced_draw: Callable[..., Tensor] = _compiler.disable(PatchDropout._draw)  # has a generator

@@ -13,6 +13,7 @@ from fastclip import optional
 from fastclip.errors import InputMissing, UserError
 from fastclip.model.checkpoint_file import read_checkpoint
 from fastclip.model.model_config import OPENCLIP_INSTALL
+from fastclip.model.one_line import first_line
 from fastclip.model.state_dict import load_state
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,8 @@ def find_pretrained(model_name: str, pretrained: str, cache_dir: str | None) -> 
     try:
         path = reference.download_pretrained(tag, cache_dir=cache_dir)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputMissing(
-            f"--pretrained {pretrained}: cannot be downloaded: {reason}; "
+            f"--pretrained {pretrained}: cannot be downloaded: {first_line(error)}; "
             "download it elsewhere and give the file"
         ) from error
     return Pretrained(Path(path), tag, bool(tag.get("quick_gelu", False)))

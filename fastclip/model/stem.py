@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ class PixelNormalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PixelNormalize:
+        parent: Any = super()
+        parent._apply(fn, recurse)
         mean, std = self._values
         if self.mean.dtype != torch.float32:  # model.bfloat16(), model.to(dtype)
             self.mean = torch.tensor(mean, dtype=torch.float32, device=self.mean.device)

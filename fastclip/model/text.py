@@ -93,16 +93,17 @@ class TextTransformer(nn.Module):
 def text_features(parts: TextParts, config: TextConfig, text: Tensor) -> Tensor:
     """The tower's forward pass; (B, output_dim), or (B, T, output_dim) with `pool_type` "none"."""
     dtype = parts.transformer.product_dtype
-    x = parts.token_embedding(text).to(dtype)
+    x: Tensor = parts.token_embedding(text).to(dtype)
     x = x + parts.positional_embedding[: text.shape[1]].to(dtype)
     x = parts.transformer(x)
-    # a norm works token by token, so pooling first changes nothing but the work
-    x = parts.ln_final(_pool(x, text, config))
-    if parts.text_projection is None:
-        return x
+    # a norm works token by token: pooling first changes nothing but the work
+    x = _pool(x, text, config)
+    x = parts.ln_final(x)
     if isinstance(parts.text_projection, nn.Linear):
-        return parts.text_projection(x)
-    return x @ parts.text_projection
+        x = parts.text_projection(x)
+    elif parts.text_projection is not None:
+        x = x @ parts.text_projection
+    return x
 
 
 def _pool(

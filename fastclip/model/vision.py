@@ -74,12 +74,16 @@ class VisionTransformer(nn.Module):
         return self._pool(self.transformer(x)) @ self.proj
 
     def _pool(self, x: Tensor) -> Tensor:
+        if self.config.pool_type == "avg" and not self.config.final_ln_after_pool:
+            normed: Tensor = self.ln_post(x)
+            return normed[:, 1:].mean(dim=1)
         if self.config.pool_type == "avg":
-            if self.config.final_ln_after_pool:
-                return self.ln_post(x[:, 1:].mean(dim=1))
-            return self.ln_post(x)[:, 1:].mean(dim=1)
-        # a norm works token by token, so picking the class token first changes nothing but the work
-        return self.ln_post(x[:, 0] if self.config.pool_type == "tok" else x)
+            x = x[:, 1:].mean(dim=1)
+        elif self.config.pool_type == "tok":
+            # a norm works token by token: picking first changes nothing but the work
+            x = x[:, 0]
+        x = self.ln_post(x)
+        return x
 
     def lock(self, unlocked_groups: int = 0) -> None:
         """Freeze the tower but for its last `unlocked_groups` groups.
