@@ -103,6 +103,8 @@ def _center_crop_or_pad(image: Image.Image, height: int, width: int, fill: int) 
         canvas = Image.new(
             image.mode, (image.width + pad_x, image.height + pad_y), _color(image.mode, fill)
         )
+        if image.mode == "P":
+            canvas.putpalette(image.getpalette() or [])  # reference: `fill` is then a palette index
         canvas.paste(image, (pad_x // 2, pad_y // 2))
         image = canvas
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
