@@ -82,20 +82,23 @@ class DaliTrainDecoder:
         self._pillow = TrainDecoder(preprocess, augment)
         self._erasing = random_erasing(preprocess, augment)
         self._pipeline: Any = None
+        self._failure = ""  # what DALI said when it last failed
+        self._helped = 0  # batches that only Pillow could decode
 
     def __call__(self, batch: EncodedBatch) -> Tensor:
+        if len(batch.keys) > self._batch_size:
+            raise ValueError(f"a batch of {len(batch.keys)} for a decoder of {self._batch_size}")
         pictures = _pictures(batch)
         images = self._cropped(pictures, batch.draws)
         if images is None:
             images = self._with_pillow(pictures, batch.draws).to(self._device)
+            self._tell_helped()
         else:
             images = change_colors_(images, batch.draws)
         return images if self._erasing is None else self._erasing(images, batch.draws.erase)
 
     def _cropped(self, pictures: list[np.ndarray], draws: Draws) -> Tensor | None:
-        """Decoded, cropped and resized uint8 (B, H, W, 3) that the caller owns; None if DALI
-        failed.
-        """
+        """Decoded, cropped and resized uint8 (B, H, W, 3), the caller's; None if DALI failed."""
         pictures = _readable_by_dali(pictures)
         if self._pipeline is None:
             self._pipeline = _build(
@@ -112,15 +115,15 @@ class DaliTrainDecoder:
             pipeline.feed_input("interpolation", interpolation.astype(np.int32))
             (output,) = pipeline.run(self._stream())
         except RuntimeError as error:
-            logger.debug("DALI failed on a batch: %s", error)
+            self._failure = _first_line(error)
             # An input left in its queue would give the next batch this one's crops: start anew.
             self._pipeline = None
             return None
-        # DALI takes the memory of its output back, in the order of that stream.
+        # A copy in torch's own memory: only its allocator knows which streams still read a tensor.
         return torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
 
     def _stream(self) -> Any:
-        """torch's stream, on which DALI is to hand over its output without waiting; None on the CPU."""
+        """torch's stream, on which DALI hands over its output without waiting; None on the CPU."""
         return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
     def _with_pillow(self, pictures: list[np.ndarray], draws: Draws) -> Tensor:
@@ -139,6 +142,17 @@ class DaliTrainDecoder:
         if bad:
             raise BadImages(bad)
         return torch.from_numpy(np.stack([r for r in results if isinstance(r, np.ndarray)]))
+
+    def _tell_helped(self) -> None:
+        """Say the 1st, 10th, 100th ... time that Pillow had to do DALI's work."""
+        self._helped += 1
+        if self._helped == 10 ** (len(str(self._helped)) - 1):
+            logger.warning(
+                "DALI failed on %d batches in which Pillow finds nothing wrong (last: %s); "
+                "decoded by Pillow, slowly. If this line comes back, run with --decoder pillow",
+                self._helped,
+                self._failure,
+            )
 
 
 def _build(size: tuple[int, int], batch_size: int, device: torch.device, threads: int) -> Any:
@@ -176,8 +190,19 @@ def _build(size: tuple[int, int], batch_size: int, device: torch.device, threads
             antialias=True,
         )
         pipeline.set_outputs(images)
-    pipeline.build()
+    try:
+        pipeline.build()
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"DALI cannot start on {device}: {_first_line(error)}. Its build must fit the driver: "
+            f"{INSTALL}; or run with --decoder pillow"
+        ) from error
     return pipeline
+
+
+def _first_line(error: RuntimeError) -> str:
+    """What went wrong, from one of DALI's many-line messages."""
+    return str(error).rpartition("encountered:")[2].strip().partition("\n")[0].rstrip(".")
 
 
 def _pictures(batch: EncodedBatch) -> list[np.ndarray]:

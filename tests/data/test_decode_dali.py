@@ -50,8 +50,14 @@ def drawn(
     return [sampler(0, str(i), h.height, h.width) for i, h in enumerate(headers)]
 
 
-def decode(pictures, draws, size=SIZE, batch_size=32, augment=JITTER):
+def decode(pictures, draws, size=SIZE, batch_size=32, augment=JITTER, pillow_may_help=False):
     decoder = DaliTrainDecoder(PreprocessConfig(size=size), augment, batch_size, CPU, threads=1)
+    if not pillow_may_help:  # else a DALI that always failed would pass
+
+        def fail(*_):
+            raise AssertionError("DALI failed on a picture that it should decode")
+
+        decoder._with_pillow = fail
     parts = [slice(i, i + batch_size) for i in range(0, len(pictures), batch_size)]
     images = [decoder(encoded_batch(pictures[p], draws[p])) for p in parts]
     return torch.cat(images).numpy()
@@ -133,7 +139,7 @@ def unusual() -> dict[str, bytes]:
     clear = picture.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize((80, 60)))
     turned = Image.Exif()
-    turned[0x0112] = 6
+    turned[0x0112] = 3  # upside down
     return {
         "jpeg 4:2:0": encode(picture, "JPEG", quality=80, subsampling=2),
         "progressive": encode(picture, "JPEG", progressive=True),
@@ -167,7 +173,8 @@ def unusual() -> dict[str, bytes]:
 def test_every_kind_of_file_is_decoded_as_the_reference_does(kind):
     pictures = [unusual()[kind], encode(smooth(33, 44), "JPEG")]
     draws = drawn(pictures)
-    close(decode(pictures, draws), reference(pictures, draws))
+    ours = decode(pictures, draws, pillow_may_help=kind == "png without end")
+    close(ours, reference(pictures, draws))
 
 
 @needs_dali
@@ -195,6 +202,18 @@ def test_a_bad_picture_costs_itself_and_the_decoder_goes_on():
 
 
 @needs_dali
+def test_pillow_helps_out_and_says_so_now_and_then(caplog):
+    odd = encode(smooth(60, 80), "PNG")[:-12]
+    (draw,) = drawn([odd])
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 1, CPU, threads=1)
+    for _ in range(12):
+        close(decoder(encoded_batch([odd], [draw])).numpy(), reference([odd], [draw]))
+    assert [record.args[0] for record in caplog.records] == [1, 10]
+    with pytest.raises(ValueError, match="batch of 2"):
+        decoder(encoded_batch([odd] * 2, [draw] * 2))
+
+
+@needs_dali
 def test_batches_do_not_share_memory():
     pictures = demo_pictures(8)
     draws = drawn(pictures)
@@ -216,6 +235,15 @@ def test_with_erasing_the_batch_is_normalised_floats():
     plain = DaliTrainDecoder(PREPROCESS, JITTER, 16, CPU, threads=1)(batch)
     assert torch.equal(ours, RandomErasing(PREPROCESS, augment)(plain, batch.draws.erase))
     assert ours.shape == (12, 3, *SIZE)
+
+
+@needs_dali
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_dali_cannot_use_is_one_line():
+    picture = encode(smooth(30, 30), "JPEG")
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 1, torch.device("cuda", 0), threads=1)
+    with pytest.raises(EnvironmentProblem, match=r"cannot start on cuda:0: .+ --decoder pillow"):
+        decoder(encoded_batch([picture], drawn([picture])))
 
 
 def test_without_dali_the_reason_and_the_remedy_are_said(monkeypatch):
