@@ -99,11 +99,16 @@ def _brightness_(pixels: Tensor, factor: Tensor) -> None:
 def _contrast_(pixels: Tensor, factor: Tensor) -> None:
     mean = _gray(pixels).mean((-2, -1), keepdim=True, dtype=torch.float32)
     mean = mean.add_(0.5).floor_().to(pixels.dtype)
-    torch.lerp(mean, pixels, factor, out=pixels).clamp_(0, 255).floor_()
+    _blend_(pixels, mean, factor)
 
 
 def _saturation_(pixels: Tensor, factor: Tensor) -> None:
-    torch.lerp(_gray(pixels), pixels, factor, out=pixels).clamp_(0, 255).floor_()
+    _blend_(pixels, _gray(pixels), factor)
+
+
+def _blend_(pixels: Tensor, origin: Tensor, factor: Tensor) -> None:
+    """Move away from `origin`, or towards it with a factor below 1."""
+    pixels.sub_(origin).mul_(factor).add_(origin).clamp_(0, 255).floor_()
 
 
 def _gray_(pixels: Tensor, factor: Tensor) -> None:
@@ -117,9 +122,7 @@ def _gray(pixels: Tensor) -> Tensor:
 
 
 def _hue_(pixels: Tensor, steps: Tensor) -> None:
-    """Turn the hue by `steps` of Pillow's 0..255 scale: largest and smallest channel stay as they
-    are.
-    """
+    """Turn the hue by `steps` of Pillow's 0..255 scale; largest and smallest channel are kept."""
     red, green, blue = pixels
     largest = torch.maximum(torch.maximum(red, green), blue)
     smallest = torch.minimum(torch.minimum(red, green), blue)
@@ -132,7 +135,8 @@ def _hue_(pixels: Tensor, steps: Tensor) -> None:
     hue.add_(torch.where(is_red, zero, torch.where(is_green, two, four)))
     hue.add_(hue < 0, alpha=6)
     # As Pillow stores it, in a byte that overflows at 256 though a full turn is 255.
-    hue.mul_(255 / 6).floor_().add_(steps).remainder_(256).mul_(6 / 255)
+    hue.mul_(255 / 6).floor_().add_(steps)
+    hue.sub_((hue / 256).floor_().mul_(256)).mul_(6 / 255)
     torch.addcmul(smallest, spread, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=red)
     torch.addcmul(smallest, spread, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), out=green)
     torch.addcmul(smallest, spread, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), out=blue)
