@@ -1,5 +1,4 @@
-"""Brightness, contrast, saturation, hue and grey of a batch, each picture with its own factors and
-its own order, on the CPU or on a GPU.
+"""Brightness, contrast, saturation, hue and grey of a batch, each picture in an order of its own.
 
 torchvision's `ColorJitter` on Pillow pictures is the model: every operation ends in whole numbers
 between 0 and 255, contrast is about the picture's own mean grey at that moment, and hue turns in
@@ -26,8 +25,7 @@ _GROUP_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 def change_colors_(images: Tensor, draws: Draws, dtype: torch.dtype | None = None) -> Tensor:
     """Apply the colours of `draws` (on the CPU) to `images`, uint8 (B, H, W, 3), in place.
 
-    Computed in `dtype`: left out, fp16 on a GPU (steps of 1/8 of a level near 255), fp32 on the
-    CPU.
+    Computed in `dtype`; None: fp32 on the CPU, fp16 elsewhere (steps of 1/8 of a level near 255).
     """
     kind = images.device.type
     dtype = dtype or (torch.float32 if kind == "cpu" else torch.float16)
@@ -59,13 +57,11 @@ def change_colors_(images: Tensor, draws: Draws, dtype: torch.dtype | None = Non
     return images
 
 
-_SATURATION, _HUE, _GRAY = 2, 3, 4  # columns of the host factors; the first four as in `Draws`
+_HUE, _GRAY = 3, 4  # columns of the host factors; the first four as in `Draws`
 
 
 def _groups(draws: Draws, limit: int) -> list[tuple[tuple[int, ...], list[int]]]:
-    """(operations in their order, rows of the batch) of pictures treated alike, at most `limit` a
-    group.
-    """
+    """(operations in their order, rows) of at most `limit` pictures that are treated alike."""
     changed = (draws.factors != torch.tensor(UNCHANGED)).tolist()
     together: dict[tuple[int, ...], list[list[int]]] = {}
     for row, (order, gray) in enumerate(
