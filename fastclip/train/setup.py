@@ -196,7 +196,7 @@ def build_run(config: TrainConfig, world: World, parts: Parts, folder: RunFolder
     forward = Forward(
         compile_if_asked(parts.wrapped, config, world), parts.teacher, input_dtype(config.precision)
     )
-    loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
+    loss = make_loss(config.loss, world, captions=getattr(parts.model, "writes_captions", False))
     clock = StepClock()
     progress = make_progress(steps_per_epoch, first_rank=world.is_first)
     report = Report(
@@ -245,9 +245,6 @@ def _begin_epoch(
 def _before_step(
     schedule: Callable[[int], None], model: Any, config: TrainConfig, world: World
 ) -> Callable[[int], None]:
-    if not model.has_patch_dropout:
-        return schedule
-
     def before_step(step: int) -> None:
         schedule(step)
         model.set_patch_dropout_seed(step_seed(config.seed, step, world.rank))
