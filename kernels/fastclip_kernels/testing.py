@@ -18,8 +18,7 @@ def unit_features(
 
 
 def error_against_fp64(value: Tensor, truth: Tensor, floor: float) -> float:
-    """‖value - truth‖ / max(‖truth‖, floor); infinite where exactly one of the two is not finite.
-    """
+    """‖value - truth‖ / max(‖truth‖, floor); infinite where only one of the two is finite."""
     value, truth = value.detach().double(), truth.detach().double()
     if bool((value.isfinite() != truth.isfinite()).any()):
         return float("inf")

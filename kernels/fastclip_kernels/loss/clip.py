@@ -27,6 +27,7 @@ from .chunked import (
     square_softmax,
 )
 from .distributed import BatchAgreement, World, agreement_of, gather, join_world, start_gather
+from .first_order import first_order_only
 
 OP = "clip_loss"
 
@@ -102,7 +103,7 @@ class _ClipAlone(torch.autograd.Function):
             return (rows.surprise.sum() + columns.surprise.sum()) / pairs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         image, text, scale, *sums = ctx.saved_tensors
         rows, columns = Softmax(*sums[:4]), Softmax(*sums[4:])
@@ -179,7 +180,7 @@ class _ClipAcrossRanks(torch.autograd.Function):
             return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         image, text, all_images, all_texts, scale, by_scale, *sums = ctx.saved_tensors
         rows, columns, others = Softmax(*sums[:4]), Softmax(*sums[4:8]), sums[8:]

@@ -102,8 +102,7 @@ def agreement_of(world: World) -> BatchAgreement:
 
 
 def start_gather(rows: Tensor, world: World) -> tuple[Tensor, Any]:
-    """Rank 0's rows, then rank 1's, ...; not there before `.wait()` of the second result returns.
-    """
+    """Rank 0's rows, then rank 1's, ...; complete after `.wait()` of the second result."""
     everyone = rows.new_empty((world.size * len(rows), *rows.shape[1:]))
     work = dist.all_gather_into_tensor(
         everyone, rows.contiguous(), group=world.group, async_op=True

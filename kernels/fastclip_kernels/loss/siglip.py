@@ -28,6 +28,7 @@ from .distributed import (
     gather_with_gradient,
     join_world,
 )
+from .first_order import first_order_only
 
 OP = "siglip_loss"
 
@@ -135,7 +136,7 @@ class _SigmoidBlock(torch.autograd.Function):
             return sums.loss / len(image)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         image, text, scale, bias, by_scale, by_bias = ctx.saved_tensors
         to_image = to_text = None
