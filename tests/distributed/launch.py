@@ -22,6 +22,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+# Seconds that importing torch and finding the other ranks may take on a busy machine.
+_START_UP = 120.0
+
 
 class RankFailed(RuntimeError):
     """A rank raised, died or hung; the message holds its traceback."""
@@ -35,8 +38,9 @@ def run_ranks(
 ) -> list[Any]:
     """`function(rank, world_size, *args)` on `world_size` ranks; the results in rank order.
 
-    The first rank that fails ends the others, and its traceback is in RankFailed. After `timeout`
-    seconds all are ended, and RankFailed shows where each one stood.
+    The first rank that fails ends the others, and its traceback is in RankFailed. A rank that runs
+    longer than `timeout` (start-up not counted: it depends on the machine) ends likewise, with the
+    place where each rank stood.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -49,7 +53,7 @@ def run_ranks(
         for process in ranks:
             process.start()
         try:
-            _wait_for_all(ranks, Path(folder), time.monotonic() + timeout)
+            _wait_for_all(ranks, Path(folder), timeout)
         finally:
             for process in ranks:
                 process.kill()
@@ -62,36 +66,36 @@ def run_ranks(
         ]
 
 
-def _wait_for_all(ranks: list[Any], folder: Path, deadline: float) -> None:
+def _wait_for_all(ranks: list[Any], folder: Path, timeout: float) -> None:
     waiting = {process.sentinel: rank for rank, process in enumerate(ranks)}
     while waiting:
-        done = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        done = wait(list(waiting), timeout=timeout + _START_UP)
         if not done:
-            stacks = [_read(folder / f"{rank}.stack") for rank in waiting.values()]
-            raise RankFailed(
-                f"ranks {sorted(waiting.values())} did not end in time\n" + "\n".join(stacks)
-            )
-        # a rank that fails makes its peers fail a moment later: report the one that failed first
+            raise RankFailed(f"ranks {sorted(waiting.values())} neither ran nor ended")
         failed = [waiting[sentinel] for sentinel in done if _exit_code(ranks, waiting[sentinel])]
         if failed:
-            reports = {rank: folder / f"{rank}.traceback" for rank in range(len(ranks))}
-            written = [rank for rank, path in reports.items() if path.exists()]
-            first = min(written, key=lambda rank: reports[rank].stat().st_mtime_ns, default=None)
-            if first is None:
-                code = _exit_code(ranks, failed[0])
-                raise RankFailed(f"rank {failed[0]} died with exit code {code}")
-            raise RankFailed(f"rank {first} of {len(ranks)} failed\n{_read(reports[first])}")
+            raise RankFailed(_why(ranks, failed[0], folder, timeout))
         for sentinel in done:
             del waiting[sentinel]
+
+
+def _why(ranks: list[Any], failed: int, folder: Path, timeout: float) -> str:
+    # a rank that fails makes its peers fail a moment later: report the one that failed first
+    tracebacks = {rank: folder / f"{rank}.traceback" for rank in range(len(ranks))}
+    written = [rank for rank, path in tracebacks.items() if path.exists()]
+    if written:
+        first = min(written, key=lambda rank: tracebacks[rank].stat().st_mtime_ns)
+        return f"rank {first} of {len(ranks)} failed\n{tracebacks[first].read_text()}"
+    if (folder / f"{failed}.stack").read_text():
+        time.sleep(1)  # the others' time is up as well; let them write where they stand
+        stacks = [(folder / f"{rank}.stack").read_text() for rank in range(len(ranks))]
+        return f"rank {failed} of {len(ranks)} still ran after {timeout} s\n" + "\n".join(stacks)
+    return f"rank {failed} of {len(ranks)} died with exit code {_exit_code(ranks, failed)}"
 
 
 def _exit_code(ranks: list[Any], rank: int) -> int:
     ranks[rank].join()
     return int(ranks[rank].exitcode)
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def _run_rank(
@@ -103,22 +107,21 @@ def _run_rank(
     timeout: float,
 ) -> None:
     with open(Path(folder, f"{rank}.stack"), "w") as stack:
-        # shortly before the parent gives up, so that it has something to show
-        faulthandler.dump_traceback_later(max(1.0, timeout - 3), file=stack)
         try:
-            # cores are shared by the ranks; more threads each would only wait for one another
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
             import torch
             import torch.distributed as dist
 
+            # cores are shared by the ranks; more threads each would only wait for one another
             torch.set_num_threads(1)
             dist.init_process_group(
                 "gloo",
                 init_method=f"file://{folder}/rendezvous",
                 rank=rank,
                 world_size=world_size,
-                timeout=timedelta(seconds=timeout),
+                timeout=timedelta(seconds=timeout + _START_UP),
             )
+            faulthandler.dump_traceback_later(timeout, exit=True, file=stack)
             result = function(rank, world_size, *args)
             torch.save(result, Path(folder, f"{rank}.result"))
             # a rank that leaves early breaks the collectives its peers are still in
