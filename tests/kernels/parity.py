@@ -28,7 +28,7 @@ from fastclip_kernels.testing import (
 
 # What rounding alone may add where the reference happens to be exact.
 ALLOWANCE = {
-    torch.float64: 1e-12,
+    torch.float64: 1e-11,
     torch.float32: 1e-6,
     torch.bfloat16: 1e-3,
     torch.float16: 1e-4,
@@ -36,7 +36,7 @@ ALLOWANCE = {
 
 
 def load_reference() -> ModuleType:
-    """`open_clip/loss.py` alone: it imports nothing of its package, which takes seconds to import."""
+    """`open_clip/loss.py` alone: importing its package takes seconds, and it needs none of it."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.submodule_search_locations is not None
@@ -190,6 +190,15 @@ def compare(
     truth = run(case, reference, inputs, upstream, wide=True)
     theirs = run(case, reference, inputs, upstream, wide=False)
     ours = run(case, kernels, inputs, upstream, wide=False)
+    allowance = ALLOWANCE[case.precision]
+    if case.rows_are == "all equal":
+        allowance *= (
+            10  # the true gradients are 0: what is left is rounding, compared with the floor
+        )
+    if world_size > 1:
+        # A logit is multiplied out on the ranks of both its row and its column, which may round it
+        # differently: by half a unit in the last place of a number of the scale's size.
+        allowance += case.scale * (2**-53 if case.dtype == torch.float64 else 2**-24)
     comparisons = []
     for what, value in truth.items():
         floor = SCALAR_FLOOR
@@ -198,7 +207,7 @@ def compare(
         ours_error = error_against_fp64(ours[what], value, floor)
         reference_error = error_against_fp64(theirs[what], value, floor)
         # a reference that overflowed proves nothing: then only being finite and close counts
-        limit = 2 * min(reference_error, 1.0) + ALLOWANCE[case.precision]
+        limit = 2 * min(reference_error, 1.0) + allowance
         comparisons.append(Comparison(what, ours_error, reference_error, limit))
     return comparisons
 
