@@ -89,7 +89,9 @@ class CheckpointWriter:
 
 def _numbered(folder: Path) -> list[tuple[Path, int]]:
     """epoch_N.pt files with their N, newest first."""
-    found = [(path, match) for path in folder.glob("*.pt") if (match := _NUMBERED.fullmatch(path.name))]
+    found = [
+        (path, match) for path in folder.glob("*.pt") if (match := _NUMBERED.fullmatch(path.name))
+    ]
     return sorted(((path, int(match[1])) for path, match in found), key=lambda item: -item[1])
 
 
@@ -122,7 +124,9 @@ def find_latest(folder: Path, *, unsafe: bool) -> Path | None:
 
 def find_latest_remote(remote_checkpoints: str) -> str | None:
     """Address of the newest epoch_N.pt on the remote."""
-    names = [name for name in list_remote_checkpoints(remote_checkpoints) if _NUMBERED.fullmatch(name)]
+    names = [
+        name for name in list_remote_checkpoints(remote_checkpoints) if _NUMBERED.fullmatch(name)
+    ]
     if not names:
         return None
     newest = max(names, key=lambda name: int(_NUMBERED.fullmatch(name)[1]))  # type: ignore[index]

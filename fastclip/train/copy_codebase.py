@@ -6,9 +6,8 @@ import logging
 import shutil
 from pathlib import Path
 
-import fastclip_kernels
-
 import fastclip
+import fastclip_kernels
 from fastclip.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -94,7 +94,9 @@ def _usable_device_type(device: str) -> str:
             torch.device(kind)
         except RuntimeError as error:
             raise UserError(f"--device {device!r}: not a device type of this torch") from error
-        warnings.warn(f"Device {device} cannot be checked for availability, trying anyway.", stacklevel=2)
+        warnings.warn(
+            f"Device {device} cannot be checked for availability, trying anyway.", stacklevel=2
+        )
         return kind
     if not available():
         warnings.warn(f"Device {device} is not available, falling back to CPU.", stacklevel=2)
@@ -142,7 +144,9 @@ def init_world(config: DistributedConfig) -> World:
         )
         patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
-        where = ", ".join(f"{v}={environment.get(v, '(unset)')}" for v in ("MASTER_ADDR", "MASTER_PORT"))
+        where = ", ".join(
+            f"{v}={environment.get(v, '(unset)')}" for v in ("MASTER_ADDR", "MASTER_PORT")
+        )
         raise EnvironmentProblem(
             f"rank {rank} of {size} could not join the process group ({backend}, {url}, {where}): {error}"
         ) from error
@@ -150,7 +154,11 @@ def init_world(config: DistributedConfig) -> World:
 
 
 def _check_gpu_index(device: torch.device, wanted_by: str) -> None:
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+    if (
+        device.type == "cuda"
+        and device.index is not None
+        and device.index >= torch.cuda.device_count()
+    ):
         raise UserError(
             f"{wanted_by} needs GPU {device.index}, this machine has {torch.cuda.device_count()}: "
             "start at most one process per GPU"

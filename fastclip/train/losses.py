@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastclip_kernels import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 from torch import nn
 
 from fastclip.config.train_config import LossConfig
 from fastclip.train.distributed import World
+from fastclip_kernels import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 
 
 def make_loss(config: LossConfig, world: World, *, captions: bool) -> nn.Module:

@@ -36,7 +36,9 @@ class BarProgress:
 
     def begin_epoch(self, epoch: int) -> None:
         self.close()
-        self._bar = tqdm(total=self._steps, desc=f"epoch {epoch}", unit="step", leave=False, file=sys.stderr)
+        self._bar = tqdm(
+            total=self._steps, desc=f"epoch {epoch}", unit="step", leave=False, file=sys.stderr
+        )
 
     def advance(self) -> None:
         if self._bar is not None:

@@ -18,7 +18,9 @@ _EXCLUDED = "epoch_latest.pt"  # may change while it is read
 
 def _aws(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["aws", "s3", *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            ["aws", "s3", *arguments], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
         raise EnvironmentProblem(
             "--remote-sync-protocol s3 needs the `aws` command, which is not on the PATH"

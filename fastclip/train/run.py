@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from fastclip.config.advice import advice
 from fastclip.config.train_config import TrainConfig
 from fastclip.errors import CannotWrite, ExitCode, FastclipError
 from fastclip.train.checkpoint import find_latest, find_latest_remote
@@ -40,7 +41,6 @@ def run(config: TrainConfig) -> None:
         _leave_exit(world, folder, ExitCode.INTERRUPTED, "interrupted")
         raise
     except Exception as error:
-        logger.exception("fastclip failed on rank %d", world.rank)
         _leave_exit(world, folder, ExitCode.BUG, f"{type(error).__name__}: {error}")
         raise
     finally:
@@ -57,8 +57,12 @@ def _leave_exit(world: World, folder: RunFolder | None, code: int, message: str)
 def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging) -> None:
     set_backend_precision(world.device, deterministic=config.deterministic)
     _describe_world(world)
+    for line in advice(config):
+        logger.warning(line)
     if config.precision == "fp16":
-        logger.warning("--precision fp16 scales no loss and keeps no fp32 weights: prefer amp or amp_bf16")
+        logger.warning(
+            "--precision fp16 scales no loss and keeps no fp32 weights: prefer amp or amp_bf16"
+        )
     resume_from = _resume_from(config, world, folder)
     parts = build_parts(config, world, resume_from)
     try:
@@ -68,7 +72,13 @@ def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging)
 
 
 def _write_and_train(
-    config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging, parts: Parts, *, resumed: bool
+    config: TrainConfig,
+    world: World,
+    folder: RunFolder,
+    logs: RunLogging,
+    parts: Parts,
+    *,
+    resumed: bool,
 ) -> None:
     """From here on the run's folder exists."""
     if folder.log_file is not None:
@@ -86,9 +96,9 @@ def _write_and_train(
         if config.trains:
             train(build_run(config, world, parts, folder, writers))
         else:
-            Evaluation(config, world, parts.model, parts.data, parts.tokenizer, folder, writers).run(
-                parts.start_epoch
-            )
+            Evaluation(
+                config, world, parts.model, parts.data, parts.tokenizer, folder, writers
+            ).run(parts.start_epoch)
     finally:
         writers.close()
         if sync is not None:
@@ -151,7 +161,9 @@ def _make_writers(
         try:
             writers.append(TensorBoardWriter(folder.tensorboard))
         except OSError as error:
-            raise CannotWrite(f"{folder.tensorboard}: TensorBoard cannot write there: {error}") from error
+            raise CannotWrite(
+                f"{folder.tensorboard}: TensorBoard cannot write there: {error}"
+            ) from error
     if config.log.wandb:
         settings = dict(config.flags)
         if parts.data.train is not None:

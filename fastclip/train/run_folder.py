@@ -47,7 +47,8 @@ class RunFolder:
                 raise PermissionError(13, "no permission to write", str(self.path))
         except OSError as error:
             raise CannotWrite(
-                f"--logs {self.logs}: cannot make {error.filename}: {error.strerror}; choose a folder that can be written"
+                f"--logs {self.logs}: cannot make {error.filename}: {error.strerror}; "
+                "choose a folder that can be written"
             ) from error
 
     def write_exit(self, code: int, message: str) -> None:

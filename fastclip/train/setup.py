@@ -87,6 +87,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
             config.model,
             precision=config.precision,
             device=world.device,
+            student=model,
         )
     seed_everything(config.seed + world.rank)
     prepare_for_training(model, config.model)
@@ -117,6 +118,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         world_size=world.size,
         device=world.device,
         start_epoch=start_epoch,
+        epochs=config.epochs,
     )
     wrapped = wrap(model, config, world)
     return Parts(
@@ -173,7 +175,9 @@ def compile_if_asked(wrapped: nn.Module, config: TrainConfig, world: World) -> n
     return compiled
 
 
-def build_run(config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers) -> Run:
+def build_run(
+    config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers
+) -> Run:
     """Join the parts into what the loop calls."""
     assert parts.optimizer is not None
     loader = parts.data.train
@@ -196,7 +200,7 @@ def build_run(config: TrainConfig, world: World, parts: Parts, folder: RunFolder
     forward = Forward(
         compile_if_asked(parts.wrapped, config, world), parts.teacher, input_dtype(config.precision)
     )
-    loss = make_loss(config.loss, world, captions=getattr(parts.model, "writes_captions", False))
+    loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
     clock = StepClock()
     progress = make_progress(steps_per_epoch, first_rank=world.is_first)
     report = Report(
@@ -213,7 +217,9 @@ def build_run(config: TrainConfig, world: World, parts: Parts, folder: RunFolder
         count_bad_samples=lambda: loader.bad.total,
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
-    evaluation = Evaluation(config, world, parts.model, parts.data, parts.tokenizer, folder, writers)
+    evaluation = Evaluation(
+        config, world, parts.model, parts.data, parts.tokenizer, folder, writers
+    )
     return Run(
         start_epoch=parts.start_epoch,
         epochs=config.epochs,
@@ -245,6 +251,9 @@ def _begin_epoch(
 def _before_step(
     schedule: Callable[[int], None], model: Any, config: TrainConfig, world: World
 ) -> Callable[[int], None]:
+    if not model.has_patch_dropout:
+        return schedule
+
     def before_step(step: int) -> None:
         schedule(step)
         model.set_patch_dropout_seed(step_seed(config.seed, step, world.rank))
@@ -252,7 +261,9 @@ def _before_step(
     return before_step
 
 
-def _saver(config: TrainConfig, world: World, parts: Parts, folder: RunFolder) -> Callable[[int], None]:
+def _saver(
+    config: TrainConfig, world: World, parts: Parts, folder: RunFolder
+) -> Callable[[int], None]:
     """Rank 0 writes; the others wait until it has."""
     if not config.log.enabled:
         return lambda epoch: None
@@ -278,7 +289,12 @@ def describe_run(config: TrainConfig, world: World, parts: Parts, params_file: P
     logger.info("Model:")
     logger.info("%s", parts.model)
     logger.info("Params:")
-    shown = {**config.flags, "rank": world.rank, "world_size": world.size, "device": str(world.device)}
+    shown = {
+        **config.flags,
+        "rank": world.rank,
+        "world_size": world.size,
+        "device": str(world.device),
+    }
     lines = [f"{name}: {value}" for name, value in sorted(shown.items())]
     for line in lines:
         logger.info("  %s", line)

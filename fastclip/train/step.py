@@ -13,9 +13,14 @@ from fastclip.data.batch import Batch
 from fastclip.optim.update import Update
 from fastclip.train.precision import AutocastFactory
 
-Outputs = dict[str, Tensor]  # image_features, text_features, logit_scale, (logit_bias, logits, labels, dist_…)
+Outputs = dict[
+    str, Tensor
+]  # image_features, text_features, logit_scale, (logit_bias, logits, labels, dist_…)
 
-_SHARED = ("logit_scale", "logit_bias")  # parameters that every micro-batch sees, not features of one
+_SHARED = (
+    "logit_scale",
+    "logit_bias",
+)  # parameters that every micro-batch sees, not features of one
 
 
 class StepResult(NamedTuple):
@@ -47,7 +52,9 @@ class Forward:
 class PlainStep:
     """One micro-batch, one update."""
 
-    def __init__(self, forward: Forward, loss: nn.Module, update: Update, autocast: AutocastFactory) -> None:
+    def __init__(
+        self, forward: Forward, loss: nn.Module, update: Update, autocast: AutocastFactory
+    ) -> None:
         self._forward, self._loss, self._update, self._autocast = forward, loss, update, autocast
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
@@ -70,7 +77,9 @@ class AccumulateStep:
     times, and so does this step: a run's curve depends on it.
     """
 
-    def __init__(self, forward: Forward, loss: nn.Module, update: Update, autocast: AutocastFactory) -> None:
+    def __init__(
+        self, forward: Forward, loss: nn.Module, update: Update, autocast: AutocastFactory
+    ) -> None:
         self._forward, self._loss, self._update, self._autocast = forward, loss, update, autocast
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:

@@ -40,7 +40,9 @@ class TensorBoardWriter:
 class WandbWriter:
     """Same call and ids as the reference, so that a run goes on in its own page."""
 
-    def __init__(self, config: LogConfig, name: str, settings: Mapping[str, object], resumed: bool) -> None:
+    def __init__(
+        self, config: LogConfig, name: str, settings: Mapping[str, object], resumed: bool
+    ) -> None:
         wandb: Any = require("wandb", "--report-to wandb", "pip install 'fastclip[wandb]'")
         self._run = wandb.init(
             project=config.wandb_project_name,

@@ -272,13 +272,17 @@ def compare(ours: Trajectory, theirs: Trajectory, *, loss_tolerance: float) -> d
     move, move_ref = ours.movement(), theirs.movement()
     assert list(move) == list(move_ref)
     for key, value in move.items():
-        if key.endswith("in_proj_bias"):  # the key third has no true gradient: what moves it is rounding
+        if key.endswith(
+            "in_proj_bias"
+        ):  # the key third has no true gradient: what moves it is rounding
             third = value.numel() // 3
             value[third : 2 * third] = 0
             move_ref[key][third : 2 * third] = 0
     difference = {k: (move[k] - move_ref[k]).norm().item() for k in move}
     size = {k: move_ref[k].norm().item() for k in move}
-    total = sum(d * d for d in difference.values()) ** 0.5 / sum(s * s for s in size.values()) ** 0.5
+    total = (
+        sum(d * d for d in difference.values()) ** 0.5 / sum(s * s for s in size.values()) ** 0.5
+    )
     relative = {k: difference[k] / size[k] for k in move if size[k] > 0}
     still = [k for k in move if size[k] == 0 and difference[k] > 0]
     worst = max(relative, key=relative.__getitem__)

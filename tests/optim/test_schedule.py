@@ -50,7 +50,10 @@ def test_every_step_has_the_reference_rate(kind: str) -> None:
             set_ours(step)
             set_theirs(step)
             expected = theirs.param_groups[0]["lr"]
-            assert [group["lr"] for group in ours.param_groups] == [expected, expected], (config, step)
+            assert [group["lr"] for group in ours.param_groups] == [expected, expected], (
+                config,
+                step,
+            )
 
 
 def test_skip_scheduler_leaves_the_rate_alone() -> None:
