@@ -109,6 +109,8 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], source: st
     for index, (group, own) in enumerate(zip(optimizer.param_groups, own_groups, strict=True)):
         for key, value in own.items():
             if key in group and group[key] != value and key not in ("lr", "initial_lr"):
-                changes.append(f"group {index}: {key} {group[key]} in the checkpoint, {value} from the flags")
+                changes.append(
+                    f"group {index}: {key} {group[key]} in the checkpoint, {value} from the flags"
+                )
             group[key] = value
     return changes

@@ -24,11 +24,13 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, cooldown_ste
     start_of_cooldown = total_steps - cooldown_steps
     if config.lr_scheduler == "const" or step < start_of_cooldown:
         return config.lr
-    decay = (1 - (step - start_of_cooldown) / cooldown_steps) ** config.lr_cooldown_power
+    decay: float = (1 - (step - start_of_cooldown) / cooldown_steps) ** config.lr_cooldown_power
     return decay * (config.lr - config.lr_cooldown_end) + config.lr_cooldown_end
 
 
-def build_schedule(config: OptimConfig, optimizer: Optimizer, steps_per_epoch: int, epochs: int) -> Schedule:
+def build_schedule(
+    config: OptimConfig, optimizer: Optimizer, steps_per_epoch: int, epochs: int
+) -> Schedule:
     """All parameter groups get the same rate; `--skip-scheduler` leaves the optimiser's own."""
     if config.skip_scheduler:
         return lambda step: None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ class World:
     rank: int = 0
     local_rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     patient_group: dist.ProcessGroup | None = None
 
     @property
@@ -83,12 +83,13 @@ def is_distributed(environment: Mapping[str, str]) -> bool:
 def _usable_device_type(device: str) -> str:
     """`device` without its index; "cpu" (with a warning, as the reference) where the machine has no such device."""
     kind = device.split(":", maxsplit=1)[0]
-    available = {
+    checks: dict[str, Callable[[], bool]] = {
         "cpu": lambda: True,
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
         "xpu": torch.xpu.is_available,
-    }.get(kind)
+    }
+    available = checks.get(kind)
     if available is None:
         try:
             torch.device(kind)
@@ -142,7 +143,7 @@ def init_world(config: DistributedConfig) -> World:
             world_size=size,
             device_id=device if backend == "nccl" and device.index is not None else None,
         )
-        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         where = ", ".join(
             f"{v}={environment.get(v, '(unset)')}" for v in ("MASTER_ADDR", "MASTER_PORT")

@@ -1,4 +1,4 @@
-"""Text log: the reference's format, on stderr and in the run's folder, and its train line with our fields at the end."""
+"""Text log: the reference's format on stderr and in the run's folder; its train line, our fields at its end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunLogging:
         level = logging.DEBUG if debug else logging.INFO if speaks else logging.WARNING
         logging.getLogger("fastclip").setLevel(level)
         self._showwarning = warnings.showwarning
-        warnings.showwarning = _log_warning
+        warnings.showwarning = _log_warning  # type: ignore[assignment]
 
     def open_file(self, path: Path) -> None:
         """From here on the log is also appended to `path`, beginning with what was said before."""

@@ -68,7 +68,8 @@ def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging)
     try:
         _write_and_train(config, world, folder, logs, parts, resumed=resume_from is not None)
     finally:
-        parts.data.close()
+        if parts.data.train is not None:
+            parts.data.train.close()
 
 
 def _write_and_train(

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
-from fastclip.data.build import DataLoaders, TrainLoader, build_data
+from fastclip.data.build import DataLoaders, build_data
 from fastclip.data.tokenizer import build_tokenizer
 from fastclip.errors import UserError
 from fastclip.model.factory import create_teacher, create_training_model
@@ -76,7 +76,7 @@ class Parts:
 def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
     """Model, optimiser, checkpoint, data. Raises the errors of the rooms that build them; writes nothing."""
     seed_everything(config.seed)  # the same first weights on every rank
-    model = create_training_model(
+    model: Any = create_training_model(
         config.model, precision=config.precision, device=world.device, siglip=config.loss.siglip
     )
     teacher = None
@@ -111,7 +111,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         )
     data = build_data(
         config.data,
-        model.visual.preprocess_cfg,  # type: ignore[union-attr]
+        model.visual.preprocess_cfg,
         tokenizer,
         seed=config.seed,
         rank=world.rank,
@@ -154,7 +154,7 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     if not world.distributed or not config.trains:
         return model
     if config.distributed.use_bn_sync:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.index is not None else None,
@@ -171,8 +171,7 @@ def compile_if_asked(wrapped: nn.Module, config: TrainConfig, world: World) -> n
     if config.model.grad_checkpointing and world.distributed:
         logger.info("Disabling DDP dynamo optimizer when grad checkpointing enabled.")
         torch._dynamo.config.optimize_ddp = False
-    compiled: nn.Module = torch.compile(wrapped)
-    return compiled
+    return torch.compile(wrapped)  # type: ignore[return-value]
 
 
 def build_run(
@@ -214,7 +213,7 @@ def build_run(
         steps_per_epoch=steps_per_epoch,
         samples_per_step=config.data.batch_size * accum_freq * world.size,
         samples_per_epoch=loader.num_samples,
-        count_bad_samples=lambda: loader.bad.total,
+        count_bad_samples=lambda: loader.bad.dropped,
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
     evaluation = Evaluation(
@@ -302,6 +301,6 @@ def describe_run(config: TrainConfig, world: World, parts: Parts, params_file: P
         params_file.write_text("".join(f"{line}\n" for line in lines))
     if parts.optimizer is not None:
         logger.info("%s", describe(config.optim, parts.optimizer))
-    if isinstance(parts.data.train, TrainLoader):
+    if parts.data.train is not None:
         for line in parts.data.train.describe():
             logger.info("%s", line)

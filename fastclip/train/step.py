@@ -63,7 +63,7 @@ class PlainStep:
             outputs = self._forward(batch)
             losses = _with_total(self._loss(**outputs, output_dict=True))
         self._update.zero_grad()
-        self._update.scale(losses["loss"]).backward()
+        torch.autograd.backward(self._update.scale(losses["loss"]))
         self._update.apply()
         return StepResult(losses, outputs["logit_scale"].detach())
 
@@ -90,7 +90,7 @@ class AccumulateStep:
         with self._autocast():
             joined = {k: torch.cat([out[k] for out in leaves]) for k in leaves[0]}
             losses = _with_total(self._loss(**joined, **shared, output_dict=True))
-        self._update.scale(losses["loss"]).backward()
+        torch.autograd.backward(self._update.scale(losses["loss"]))
 
         self._update.zero_grad()
         for batch, leaf in zip(batches, leaves, strict=True):

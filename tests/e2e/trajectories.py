@@ -189,7 +189,7 @@ class FixedLoader:
         self._batches = batches
         self.num_batches = len(batches)
         self.num_samples = len(batches) * len(batches[0][0]) * world_size
-        self.bad = SimpleNamespace(total=0)
+        self.bad = SimpleNamespace(dropped=0)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         return (Batch(images, texts) for images, texts in self._batches)
