@@ -1,0 +1,124 @@
+"""Opening a shard wherever it is: a local file, a program's output, an address.
+
+Programs for addresses get their arguments as a list, never through a shell; only `pipe:` runs one, which is what it is
+for. Every program gets its own process group, is given up when it delivers nothing for a minute, and is killed when
+the reader is closed. One that fails before its first byte is tried three times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from fastclip.data.shard_spec import display, is_local
+
+STALL_SECONDS = 60.0
+CONNECT_SECONDS = 20
+TRIES = 3
+BACKOFF_SECONDS = 0.5  # doubled with every try
+_BUFFER_BYTES = 1 << 18
+
+_running: set[int] = set()  # process groups that this process started
+
+
+def end_programs() -> None:
+    """Kill what this process started and has not closed; for a loader process that is about to end."""
+    for group in list(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def open_shard(url: str) -> BinaryIO:
+    """The bytes of `url`, to be closed by the caller. Raises OSError (TimeoutError for a stalled program)."""
+    if is_local(url):
+        return Path(url).open("rb")
+    if url.startswith("file://"):
+        from urllib.parse import urlparse
+        from urllib.request import url2pathname
+
+        return Path(url2pathname(urlparse(url).path)).open("rb")
+    command = command_for(url)
+    if command is None:
+        from webdataset.gopen import gopen  # hf://, ais://, sftp:// and what else it knows
+
+        return cast(BinaryIO, gopen(url))
+    for attempt in range(1, TRIES + 1):
+        stream = io.BufferedReader(_ProgramOutput(command, url), _BUFFER_BYTES)
+        try:
+            stream.peek(1)
+            return cast(BinaryIO, stream)
+        except TimeoutError:
+            stream.close()
+            raise
+        except OSError:
+            stream.close()
+            if attempt == TRIES:
+                raise
+            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def command_for(url: str) -> Sequence[str] | str | None:
+    """The program that writes `url` to its output: an argument list, or a string for the shell (`pipe:` only)."""
+    if url.startswith("pipe:"):
+        return url[len("pipe:") :]
+    scheme = url.split("://", 1)[0].lower()
+    if scheme in ("http", "https", "ftp", "ftps"):
+        connect = ["--connect-timeout", str(CONNECT_SECONDS)]
+        return ["curl", "--fail", "--silent", "--show-error", "--location", *connect, "--", url]
+    if scheme == "s3":
+        return ["aws", "s3", "cp", "--only-show-errors", url, "-"]
+    if scheme == "gs":
+        return ["gsutil", "-q", "cat", url]
+    return None
+
+
+class _ProgramOutput(io.RawIOBase):
+    """The standard output of a program, which must go on writing: see STALL_SECONDS."""
+
+    def __init__(self, command: Sequence[str] | str, url: str) -> None:
+        super().__init__()
+        self._name = display(url)
+        self._process = subprocess.Popen(
+            command,
+            shell=isinstance(command, str),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        _running.add(self._process.pid)
+        assert self._process.stdout is not None  # a pipe was asked for
+        self._fd = self._process.stdout.fileno()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        ready, _, _ = select.select([self._fd], [], [], STALL_SECONDS)
+        if not ready:
+            raise TimeoutError(f"{self._name}: nothing came for {STALL_SECONDS:.0f} s")
+        count = os.readv(self._fd, [buffer])
+        if count == 0:
+            status = self._process.wait()
+            if status != 0:
+                raise OSError(f"{self._name}: the program ended with status {status}")
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            if self._process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process.wait()
+            _running.discard(self._process.pid)
+        super().close()
