@@ -1,0 +1,269 @@
+"""From flags to loaders: every choice about data is made here, once."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from fastclip.config.images import PreprocessConfig
+from fastclip.config.train_config import DataConfig
+from fastclip.data import decode_dali
+from fastclip.data.batch import Batch
+from fastclip.data.csv_source import CsvSource, read_rows
+from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
+from fastclip.data.draws import AugmentSampler, augment_warnings
+from fastclip.data.epoch_plan import EpochPlan, check_enough_shards, plan_rows, plan_shards
+from fastclip.data.erase import random_erasing
+from fastclip.data.imagenet import (
+    LabelledFile,
+    LabelledPreparer,
+    LabelledSource,
+    imagenet_files,
+    imagenet_v2_files,
+)
+from fastclip.data.loader import EvalLoader, LabelledLoader, TrainLoader
+from fastclip.data.row_source import Division, RowSource
+from fastclip.data.shard_spec import ShardList, count_samples, data_kind, display, expand_shards
+from fastclip.data.shards import EvalShards, ResampledShards, TrainShards
+from fastclip.data.synthetic import SyntheticSource
+from fastclip.data.worker import (
+    EncodedTrain,
+    EvalPreparer,
+    PillowTrain,
+    Preparer,
+    SampleSource,
+    Tokenizer,
+)
+from fastclip.errors import EnvironmentProblem, UserError
+
+_TRAIN, _VAL = "--train-data", "--val-data"
+
+
+@dataclass(frozen=True, slots=True)
+class DataLoaders:
+    """What the flags ask for; None for what they do not."""
+
+    train: TrainLoader | None = None
+    val: EvalLoader[Batch] | None = None
+    imagenet_val: LabelledLoader | None = None
+    imagenet_v2: LabelledLoader | None = None
+
+
+def build_data(
+    cfg: DataConfig,
+    preprocess: PreprocessConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    start_epoch: int = 0,
+    epochs: int | None = None,
+) -> DataLoaders:
+    """All loaders of a run, checked against the machine but with no process started and no picture read.
+
+    `epochs` is only for the sentences about the run. Raises UserError, InputMissing, DataError, EnvironmentProblem.
+    """
+    train = None
+    if cfg.train_data is not None or cfg.dataset_type == "synthetic":
+        train = _train_loader(
+            cfg, preprocess, tokenizer, seed, rank, world_size, device, start_epoch, epochs
+        )
+    val = _val_loader(cfg, preprocess, tokenizer, device) if cfg.val_data is not None else None
+    imagenet_val = imagenet_v2 = None
+    if (root := cfg.imagenet_val) is not None:
+        flag = "--imagenet-val"
+        files = imagenet_files(root, flag)
+        imagenet_val = _labelled_loader(cfg, preprocess, f"{flag} {root}", files, device)
+    if (root := cfg.imagenet_v2) is not None:
+        flag = "--imagenet-v2"
+        files = imagenet_v2_files(root, flag)
+        imagenet_v2 = _labelled_loader(cfg, preprocess, f"{flag} {root}", files, device)
+    return DataLoaders(train, val, imagenet_val, imagenet_v2)
+
+
+def _train_loader(
+    cfg: DataConfig,
+    preprocess: PreprocessConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    start_epoch: int,
+    epochs: int | None,
+) -> TrainLoader:
+    kind = data_kind(cfg.train_data, cfg.dataset_type, _TRAIN)
+    source: SampleSource
+    if kind == "webdataset":
+        source, plan, sentences = _train_shards(cfg, seed, rank, world_size, epochs)
+    else:
+        division = Division(cfg.batch_size, True, seed, rank, world_size)
+        rows = _row_source(cfg, kind, cfg.train_data, preprocess, division, _TRAIN)
+        source, plan = rows, plan_rows(rows.num_rows, cfg.batch_size, world_size, rows.name)
+        left_out = max(0, rows.num_rows - plan.num_batches * cfg.batch_size * world_size)
+        sentences = [
+            f"train data: {rows.num_rows:,} rows, each at most once an epoch; "
+            f"{plan.num_batches:,} batches of {cfg.batch_size} on each of {world_size} "
+            f"process{'es' if world_size > 1 else ''}, {left_out:,} rows left out of an epoch"
+        ]
+    sampler = AugmentSampler(cfg.augment, preprocess, seed)
+    preparer: Preparer
+    refusal = decode_dali.available() if cfg.decoder != "pillow" else "--decoder pillow"
+    if refusal is None:
+        preparer = EncodedTrain(sampler, tokenizer)
+        where = "GPU" if device.type == "cuda" else "CPU"
+        sentences.append(f"decoder: DALI on the {where}, in the main process")
+        decode = functools.partial(
+            decode_dali.DaliTrainDecoder,
+            preprocess,
+            cfg.augment,
+            cfg.batch_size,
+            device,
+            max(1, cfg.workers),
+        )
+    elif cfg.decoder == "dali":
+        raise EnvironmentProblem(
+            f"--decoder dali: {refusal}. Install it with: {decode_dali.INSTALL}"
+        )
+    else:
+        erasing = random_erasing(preprocess, cfg.augment)
+        decoder = TrainDecoder(preprocess, cfg.augment)
+        preparer = PillowTrain(sampler, decoder, erasing, tokenizer)
+        decode = None
+        sentences.append(f"decoder: Pillow, in the loader processes ({refusal})")
+    return TrainLoader(
+        source,
+        preparer,
+        plan,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        device=device,
+        start_epoch=start_epoch,
+        decode=decode,
+        sentences=[*sentences, *augment_warnings(cfg.augment)],
+    )
+
+
+def _train_shards(
+    cfg: DataConfig, seed: int, rank: int, world_size: int, epochs: int | None
+) -> tuple[SampleSource, EpochPlan, list[str]]:
+    assert cfg.train_data is not None
+    spec = cfg.train_data
+    shards = expand_shards(spec, _TRAIN, allow_pipe_from_files=cfg.allow_pipe_from_files)
+    known = None
+    if cfg.train_num_samples is None:
+        known = count_samples(shards.urls, f"{_TRAIN} {display(spec)}")
+        if not known:
+            raise UserError(
+                f"{_TRAIN} {display(spec)}: no sizes.json or __len__ beside the shards says how many samples they "
+                "hold; give --train-num-samples"
+            )
+    num_samples = cfg.train_num_samples or known
+    assert num_samples is not None
+    plan = plan_shards(num_samples, cfg.batch_size, world_size, cfg.workers)
+    name = f"{_TRAIN} {display(spec)}"
+    source: SampleSource
+    if cfg.dataset_resampled:
+        weights = shards.weights(cfg.train_data_upsampling_factors)
+        source = ResampledShards(name, shards.urls, weights, seed=seed, rank=rank)
+    else:
+        check_enough_shards(len(shards.urls), cfg.workers, world_size)
+        source = TrainShards(name, shards.urls, seed=seed, rank=rank, world_size=world_size)
+    return source, plan, _sentences(cfg, shards, num_samples, plan, world_size, epochs)
+
+
+def _sentences(
+    cfg: DataConfig,
+    shards: ShardList,
+    num_samples: int,
+    plan: EpochPlan,
+    world_size: int,
+    epochs: int | None,
+) -> list[str]:
+    workers = max(1, cfg.workers)
+    asked = "--train-num-samples" if cfg.train_num_samples else "from the files beside the shards"
+    size = (
+        f"train data: {len(shards.urls):,} shards, {num_samples:,} samples an epoch ({asked}), rounded up to "
+        f"{plan.num_samples:,}: {plan.num_batches:,} batches of {cfg.batch_size} on each of {world_size} "
+        f"process{'es' if world_size > 1 else ''} with {workers} loader{'s' if workers > 1 else ''}"
+    )
+    if epochs is not None:
+        size += f"; {epochs} epochs are {plan.num_samples * epochs:,} samples"
+    if cfg.dataset_resampled:
+        weighed = " by weight" if cfg.train_data_upsampling_factors else ""
+        how = f"shards are drawn with replacement{weighed}: an epoch may repeat and miss samples"
+    else:
+        how = (
+            "shards are not repeated within an epoch, except by a loader whose own shards run out: it starts them "
+            "again; what a loader has left when its batches are made is dropped, and the next epoch starts afresh"
+        )
+    return [size, how]
+
+
+def _val_loader(
+    cfg: DataConfig, preprocess: PreprocessConfig, tokenizer: Tokenizer, device: torch.device
+) -> EvalLoader[Batch]:
+    assert cfg.val_data is not None
+    kind = data_kind(cfg.val_data, cfg.dataset_type, _VAL)
+    source: SampleSource
+    if kind == "webdataset":
+        allow = cfg.allow_pipe_from_files
+        shards = expand_shards(cfg.val_data, _VAL, allow_pipe_from_files=allow)
+        source = EvalShards(f"{_VAL} {display(cfg.val_data)}", shards.urls)
+        # reference: sizes.json is not consulted, and the number is for display only
+        num_samples = cfg.val_num_samples or 0
+    else:
+        division = Division(cfg.batch_size)
+        source = rows = _row_source(cfg, kind, cfg.val_data, preprocess, division, _VAL)
+        num_samples = rows.num_rows
+    return EvalLoader(
+        source,
+        EvalPreparer(EvalDecoder(preprocess), tokenizer),
+        num_samples=num_samples,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        device=device,
+    )
+
+
+def _labelled_loader(
+    cfg: DataConfig,
+    preprocess: PreprocessConfig,
+    name: str,
+    files: list[LabelledFile],
+    device: torch.device,
+) -> LabelledLoader:
+    return LabelledLoader(
+        LabelledSource(name, files, Division(cfg.batch_size)),
+        LabelledPreparer(EvalDecoder(preprocess)),
+        num_samples=len(files),
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        device=device,
+    )
+
+
+def _row_source(
+    cfg: DataConfig,
+    kind: str,
+    path: str | None,
+    preprocess: PreprocessConfig,
+    division: Division,
+    flag: str,
+) -> RowSource:
+    if kind == "synthetic":
+        return SyntheticSource(cfg.train_num_samples, preprocess, division)
+    if path is None:
+        raise UserError(f"{flag} is missing: --dataset-type csv needs a file")
+    rows = read_rows(
+        path,
+        separator=cfg.csv_separator,
+        image_key=cfg.csv_img_key,
+        caption_key=cfg.csv_caption_key,
+        flag=flag,
+    )
+    return CsvSource(f"{flag} {path}", rows, division)

@@ -1,0 +1,200 @@
+"""Loaders: what the trainer and the evaluators iterate. Batches arrive on the device; training stays one ahead.
+
+Loader processes are torch's DataLoader workers: they read, draw and (without DALI) decode. The main process decodes
+with DALI where that is used, and moves batches, in a thread of its own while the step runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fastclip.data.ahead import Ahead, move
+from fastclip.data.bad_samples import BadSampleCounter
+from fastclip.data.batch import Batch, EncodedBatch
+from fastclip.data.epoch_plan import EpochPlan
+from fastclip.data.imagenet import LabelledBatch
+from fastclip.data.worker import (
+    BatchStream,
+    EpochClock,
+    Parcel,
+    Preparer,
+    SampleSource,
+    identity,
+    set_up_worker,
+    unpack,
+)
+from fastclip.errors import DataError, EnvironmentProblem
+
+Item = TypeVar("Item", Batch, LabelledBatch)
+
+# How long `close` waits for a loader that is stuck, before it leaves it to the end of the process.
+_CLOSE_SECONDS = 5.0
+
+
+class TrainLoader:
+    """The batches of training, all full, on the device.
+
+    `num_batches` is per epoch and rank. `num_samples` is the reference's count for the log: shards count all ranks
+    and are rounded up to full batches, rows are counted as they are in the file. `bad` counts what was left out.
+    `decode` makes the decoder of the main process, in which case `preparer` hands on encoded batches; it is called
+    after the loader processes have started, so that these do not inherit its threads.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        preparer: Preparer,
+        plan: EpochPlan,
+        *,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        start_epoch: int,
+        decode: Callable[[], Callable[[EncodedBatch], Tensor]] | None = None,
+        sentences: list[str] | None = None,
+    ) -> None:
+        self.num_batches, self.num_samples = plan.num_batches, plan.num_samples
+        self.bad = BadSampleCounter()
+        self._name, self._batch_size, self._device = source.name, batch_size, device
+        self._sentences = sentences or []
+        self._clock = EpochClock(start_epoch)
+        # Encoded batches are given without end: members that fail to decode are made up for by later ones.
+        quota = plan.batches_of_worker if decode is None else None
+        stream = BatchStream(source, preparer, batch_size, self._clock, quota)
+        self._loader: DataLoader[Parcel] | None = _data_loader(stream, workers, persistent=True)
+        self._make_decoder = decode
+        self._decoder: Callable[[EncodedBatch], Tensor] | None = None
+        self._running: Generator[Batch, None, None] | None = None
+        self._ahead: Ahead[Batch] | None = None
+
+    def describe(self) -> list[str]:
+        """Sentences for the log: what an epoch is, who decodes, and what will surprise."""
+        return list(self._sentences)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The `num_batches` batches of epoch number `epoch`; a function of it and the seed, not of what ran before.
+
+        Ends an epoch that is still under way. Raises DataError, InputMissing or EnvironmentProblem while iterated.
+        """
+        if self._running is not None:
+            self._running.close()
+        self._running = self._epoch(epoch)
+        return self._running
+
+    def close(self) -> None:
+        """End thread and loader processes. The loader cannot be used afterwards."""
+        if self._ahead is not None:
+            self._clock.stop()
+            self._ahead.close(_CLOSE_SECONDS)
+            self._ahead = None
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+        self._loader = None  # the last reference: ends the loader processes
+
+    def _epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        if self._loader is None:
+            raise ValueError("this loader has been closed")
+        self._clock.start(epoch)
+        parcels = iter(
+            self._loader
+        )  # here, not in the thread: processes are forked from the main thread
+        self._ahead = ahead = Ahead(self._decoded(parcels), self._device)
+        del parcels
+        try:
+            given = 0
+            for batch in ahead:
+                self.bad.kept += len(batch.texts)
+                given += 1
+                yield batch
+            assert given == self.num_batches, (given, self.num_batches)
+        finally:
+            self._clock.stop()  # loader processes drop what they are at
+            if self._ahead is not None:
+                ahead.close()
+                self._ahead = None
+
+    def _decoded(self, parcels: Iterator[Parcel]) -> Generator[Batch, None, None]:
+        batches = self._unpacked(parcels)
+        if self._make_decoder is not None:
+            from fastclip.data.refill import Refill  # lazily: it knows DALI
+
+            if self._decoder is None:
+                self._decoder = self._make_decoder()
+            batches = Refill(self._decoder, self._batch_size, self.bad, self._name).batches(batches)
+        yield from itertools.islice(batches, self.num_batches)
+
+    def _unpacked(self, parcels: Iterator[Parcel]) -> Iterator[Any]:
+        for parcel in _guarded(parcels):
+            self.bad.absorb(parcel.report)
+            yield unpack(parcel)
+
+
+class EvalLoader(Generic[Item]):
+    """Every sample once, in order, the last batch (of each loader process) as small as it comes; on the device.
+
+    `num_samples` is what the reference reports: for shards `--val-num-samples` or 0, else the number of files or rows.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        preparer: Preparer,
+        *,
+        num_samples: int,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self.num_samples, self.bad = num_samples, BadSampleCounter()
+        self._name, self._device, self._workers = source.name, device, workers
+        self._stream = BatchStream(source, preparer, batch_size, EpochClock(0), partial=True)
+
+    def __iter__(self) -> Iterator[Item]:
+        given = 0
+        loader = _data_loader(self._stream, self._workers, persistent=False)
+        for parcel in _guarded(iter(loader)):
+            self.bad.absorb(parcel.report)
+            batch = unpack(parcel)
+            if batch is not None:
+                given += len(batch.images)
+                self.bad.kept += len(batch.images)
+                yield move(batch, self._device)
+        if not given:
+            summary = self.bad.summary() or "it holds no samples"
+            raise DataError(f"{self._name}: nothing to evaluate on ({summary})")
+
+
+LabelledLoader = EvalLoader[LabelledBatch]
+
+
+def _data_loader(stream: BatchStream, workers: int, *, persistent: bool) -> DataLoader[Parcel]:
+    loader: DataLoader[Parcel] = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=identity,
+        worker_init_fn=set_up_worker,
+        persistent_workers=persistent and workers > 0,
+        generator=torch.Generator(),  # its own: the global one belongs to the model
+    )
+    return loader
+
+
+def _guarded(parcels: Iterator[Parcel]) -> Iterator[Parcel]:
+    """The same, with the death of a loader process told as what it is."""
+    try:
+        yield from parcels
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise EnvironmentProblem(
+            f"a loader process died: {error}; most often the machine ran out of memory or of shared memory "
+            "(/dev/shm): use fewer --workers"
+        ) from error

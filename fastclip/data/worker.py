@@ -1,0 +1,252 @@
+"""What a loader process does: read samples, make them ready, put full batches together.
+
+A batch is always full: a picture that cannot be used is noted and the next sample takes its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from fastclip import errors
+from fastclip.data.bad_samples import BAD_PICTURE, BadReport, BadSampleNotes
+from fastclip.data.batch import Batch, EncodedBatch
+from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
+from fastclip.data.draws import AugmentSampler, Draw, stack
+from fastclip.data.erase import RandomErasing
+from fastclip.data.image_header import BadImage, read_header
+from fastclip.data.shard_opener import end_programs
+from fastclip.data.shards import Position, RawSample
+from fastclip.errors import DataError, FastclipError
+
+Tokenizer = Callable[[list[str]], Tensor]  # texts to int64 (n, context_length)
+
+
+class SampleSource(Protocol):
+    """A dataset as one loader process sees it."""
+
+    name: str  # how messages call it: flag and value
+
+    def read(self, at: Position, notes: BadSampleNotes) -> Iterator[Any]:
+        """The samples of one turn, usable as far as can be told without decoding them."""
+        ...
+
+
+class Preparer(Protocol):
+    """Makes samples ready and puts them together: what differs between decoders and between training and not."""
+
+    def prepare(self, sample: Any, epoch: int) -> Any:
+        """One sample of a batch. Raises BadImage."""
+        ...
+
+    def collate(self, items: list[Any]) -> Any: ...
+
+
+class Parcel(NamedTuple):
+    """What a loader process sends: a batch, or an error for the user; and what it met on the way."""
+
+    batch: Any
+    report: BadReport
+    failure: tuple[str, str] | None = None  # class name of a FastclipError, and its line
+
+
+class EpochClock:
+    """Which epoch the loader processes work on; shared memory, so that lasting processes see it change."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = multiprocessing.Value("q", epoch, lock=False)
+        self._ticket = multiprocessing.Value("q", 0, lock=False)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch.value)
+
+    @property
+    def ticket(self) -> int:
+        """Changes whenever the batches under way have become useless."""
+        return int(self._ticket.value)
+
+    def start(self, epoch: int) -> None:
+        self._epoch.value = epoch
+        self._ticket.value += 1
+
+    def stop(self) -> None:
+        self._ticket.value += 1
+
+
+class BatchStream(IterableDataset[Parcel]):
+    """The batches of one loader process, iterated inside it.
+
+    `quota(worker, workers)` is how many it gives; None: as many as are asked for. With `partial` one turn is
+    read and the last batch may be smaller (evaluation); else turn follows turn.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        preparer: Preparer,
+        batch_size: int,
+        clock: EpochClock,
+        quota: Callable[[int, int], int] | None = None,
+        partial: bool = False,
+    ) -> None:
+        super().__init__()
+        self._source, self._preparer = source, preparer
+        self._batch_size, self._clock = batch_size, clock
+        self._quota, self._partial = quota, partial
+
+    def __iter__(self) -> Iterator[Parcel]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        notes = BadSampleNotes(self._source.name)
+        batches = self._batches(self._clock.epoch, worker, workers, notes)
+        if self._quota is not None:
+            batches = itertools.islice(batches, self._quota(worker, workers))
+        try:
+            for batch in batches:
+                yield Parcel(batch, notes.take())
+            report = notes.take()
+            if report.counts and self._partial:
+                yield Parcel(None, report)  # met after the last batch
+        except FastclipError as error:
+            yield Parcel(None, notes.take(), (type(error).__name__, str(error)))
+
+    def _batches(
+        self, epoch: int, worker: int, workers: int, notes: BadSampleNotes
+    ) -> Iterator[Any]:
+        ticket = self._clock.ticket
+        size = self._batch_size
+        items: list[Any] = []
+        for turn in itertools.count():
+            good_before, gave_batch = notes.good, False
+            for sample in self._source.read(Position(epoch, worker, workers, turn), notes):
+                if self._clock.ticket != ticket:
+                    return
+                try:
+                    items.append(self._preparer.prepare(sample, epoch))
+                except BadImage as error:
+                    notes.note(BAD_PICTURE, sample.key, error.cause)
+                    continue
+                notes.good += 1
+                if len(items) == size:
+                    yield self._preparer.collate(items)
+                    items, gave_batch = [], True
+            if self._partial:
+                if items:
+                    yield self._preparer.collate(items)
+                return
+            if notes.good == good_before:
+                raise notes.hopeless()
+            # reference: what fills no batch at the end of a turn is dropped. Where a turn fills none at all
+            # the reference would turn for ever; there the samples are kept for the next.
+            if gave_batch:
+                items = []
+
+
+class PillowTrain:
+    """Decodes and augments in the loader process."""
+
+    def __init__(
+        self,
+        sampler: AugmentSampler,
+        decoder: TrainDecoder,
+        erasing: RandomErasing | None,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._sampler, self._decoder, self._erasing = sampler, decoder, erasing
+        self._tokenizer = tokenizer
+
+    def prepare(self, sample: RawSample, epoch: int) -> tuple[np.ndarray, int, str]:
+        draw = draw_for(self._sampler, sample, epoch)
+        return self._decoder(sample.image, draw), draw.erase, sample.caption
+
+    def collate(self, items: list[tuple[np.ndarray, int, str]]) -> Batch:
+        images = stack_images([item[0] for item in items])
+        if self._erasing is not None:
+            images = self._erasing(images, torch.tensor([item[1] for item in items]))
+        return Batch(images, self._tokenizer([item[2] for item in items]))
+
+
+class EncodedTrain:
+    """Draws in the loader process and leaves the decoding to the main one."""
+
+    def __init__(self, sampler: AugmentSampler, tokenizer: Tokenizer) -> None:
+        self._sampler, self._tokenizer = sampler, tokenizer
+
+    def prepare(self, sample: RawSample, epoch: int) -> tuple[RawSample, Draw]:
+        return sample, draw_for(self._sampler, sample, epoch)
+
+    def collate(self, items: list[tuple[RawSample, Draw]]) -> EncodedBatch:
+        samples = [sample for sample, _ in items]
+        lengths = [len(sample.image) for sample in samples]
+        offsets = torch.zeros(len(items) + 1, dtype=torch.int64)
+        torch.cumsum(torch.tensor(lengths), 0, out=offsets[1:])
+        encoded = torch.frombuffer(
+            bytearray(b"".join(sample.image for sample in samples)), dtype=torch.uint8
+        )
+        texts = self._tokenizer([sample.caption for sample in samples])
+        draws = stack([draw for _, draw in items])
+        return EncodedBatch(encoded, offsets, draws, texts, [sample.key for sample in samples])
+
+
+class EvalPreparer:
+    """Decodes for evaluation: resize and crop, nothing random."""
+
+    def __init__(self, decoder: EvalDecoder, tokenizer: Tokenizer) -> None:
+        self._decoder, self._tokenizer = decoder, tokenizer
+
+    def prepare(self, sample: RawSample, epoch: int) -> tuple[np.ndarray, str]:
+        return self._decoder(sample.image), sample.caption
+
+    def collate(self, items: list[tuple[np.ndarray, str]]) -> Batch:
+        images = stack_images([item[0] for item in items])
+        return Batch(images, self._tokenizer([item[1] for item in items]))
+
+
+def draw_for(sampler: AugmentSampler, sample: RawSample, epoch: int) -> Draw:
+    """What happens to this sample this time: a sample served again in an epoch gets another draw, as in the
+    reference. Raises BadImage for a header that no decoder would take."""
+    header = read_header(sample.image)
+    key = f"{sample.key}#{sample.turn}" if sample.turn else sample.key
+    return sampler(epoch, key, header.height, header.width)
+
+
+def stack_images(images: list[np.ndarray]) -> Tensor:
+    """uint8 (B, H, W, 3)."""
+    return torch.from_numpy(np.stack(images))
+
+
+def unpack(parcel: Parcel) -> Any:
+    """The batch of a parcel; raises the error that it carries in its stead."""
+    if parcel.failure is None:
+        return parcel.batch
+    kind, line = parcel.failure
+    raise getattr(errors, kind, DataError)(line)
+
+
+def set_up_worker(_: int) -> None:
+    """Run first in every loader process: end quietly, and take the programs it started along."""
+    # Ctrl-C reaches the whole terminal group; the main process decides when its loaders end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _terminate)
+    multiprocessing.util.Finalize(None, end_programs, exitpriority=100)
+
+
+def _terminate(*_: object) -> None:
+    end_programs()
+    os._exit(128 + signal.SIGTERM)
+
+
+def identity(parcel: Any) -> Any:
+    """In place of DataLoader's collating, which would take the named tuples apart."""
+    return parcel
