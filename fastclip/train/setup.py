@@ -120,6 +120,11 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         start_epoch=start_epoch,
         epochs=config.epochs,
     )
+    if data.train is not None and data.train.num_batches < config.optim.accum_freq:
+        raise UserError(
+            f"--accum-freq {config.optim.accum_freq}: an epoch has {data.train.num_batches} batches of "
+            f"--batch-size {config.data.batch_size} per rank, so there is no full step in it"
+        )
     wrapped = wrap(model, config, world)
     return Parts(
         model=model,
@@ -154,7 +159,7 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     if not world.distributed or not config.trains:
         return model
     if config.distributed.use_bn_sync:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.index is not None else None,
@@ -183,11 +188,6 @@ def build_run(
     assert loader is not None
     accum_freq = config.optim.accum_freq
     steps_per_epoch = loader.num_batches // accum_freq
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"--accum-freq {accum_freq}: an epoch has {loader.num_batches} batches of --batch-size "
-            f"{config.data.batch_size} per rank, so there is no full step in it"
-        )
     autocast = autocast_factory(config.precision, world.device)
     update = Update(
         parts.optimizer,

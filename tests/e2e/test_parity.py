@@ -20,7 +20,7 @@ from tests.e2e.trajectories import (
     reference_trajectory,
 )
 
-STEPS, BATCH = 20, 16
+STEPS, BATCH = 20, 8
 FLAGS = (
     "--train-data unused --model ViT-B-32-256 --warmup 5 --lr 5e-4 --beta1 0.9 --beta2 0.95 --wd 0.2 "
     f"--batch-size {BATCH} --log-every-n-steps 1 --epochs 1 --device cpu --local-loss --gather-with-grad"

@@ -39,8 +39,8 @@ from fastclip.train.writers import Writers
 # ViT-B-32-256 with every count that matters kept (64 patches, 77 tokens, head width 64), narrower and shallower.
 REDUCED = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": 256, "layers": 3, "width": 128, "patch_size": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 2000, "width": 64, "heads": 2, "layers": 3},
+    "vision_cfg": {"image_size": 256, "layers": 2, "width": 64, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 1000, "width": 64, "heads": 1, "layers": 2},
 }
 VIT_B_32_256 = {
     "embed_dim": 512,
