@@ -42,7 +42,10 @@ class RowSource:
         order = self.order(at.epoch)
         size = self._division.batch_size
         turn = str(at.turn) if at.turn else ""
-        for start in range(at.worker * size, len(order), at.workers * size):
+        first = at.worker * size
+        if self._division.shuffle and first >= len(order):
+            first = 0  # no batch of its own: what it gives only fills up for others' bad samples
+        for start in range(first, len(order), at.workers * size):
             for index in order[start : start + size]:
                 sample = self.sample(index, turn, notes)
                 if sample is not None:
