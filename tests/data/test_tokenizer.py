@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 import fastclip
 from fastclip.config.tokenizers import TokenizerSpec
+from fastclip.data import clip_bpe
 from fastclip.data import tokenizer as tokenizer_module
 from fastclip.data.clip_bpe import ClipBpe, clip_merges
 from fastclip.data.tokenizer import ClipTokenizer, build_tokenizer
@@ -153,6 +155,22 @@ def test_first_ids_of_a_word_cut_short(kind):
         assert len(some) < len(full) or kind == "same"
 
 
+def test_a_word_is_not_cut_where_its_end_decides_its_beginning(monkeypatch):
+    """Merges made so that the first piece depends on how far away the last character is."""
+    chain = [chr(c) for c in range(ord("!"), ord("~"))]
+    merges = list(itertools.pairwise(chain))[::-1]
+    monkeypatch.setattr(clip_bpe, "clip_merges", lambda: merges)
+    bpe = ClipBpe()
+    firsts = set()
+    for length in range(2, len(chain)):
+        word = "".join(chain[:length])
+        expected = bpe._word_ids(word, None)
+        firsts.add(expected[0])
+        for limit in (1, 2, 3):
+            assert bpe._word_ids(word, limit)[:limit] == expected[:limit], length
+    assert len(firsts) == 2  # alone, or joined to the second
+
+
 def test_merging_one_by_one_or_all_at_once_is_the_same():
     """What clip_bpe rests on: one merge per piece, after the merges that make its parts."""
     made: dict[str, int] = {}
@@ -171,7 +189,7 @@ def test_special_tokens_and_sizes(ours, reference):
     assert ours.encode("<END_of_text>") == [49_407]
 
 
-@pytest.mark.parametrize("extra", [["<mask>"], ["<a b>", "[MASK]"], ["dog</w>"]])
+@pytest.mark.parametrize("extra", [["<mask>"], ["<a b>", "[MASK]"], ["dog</w>"], ["<a.*z>"]])
 @pytest.mark.parametrize("clean", ["lower", "whitespace"])
 def test_additional_special_tokens(extra, clean):
     ours = ClipTokenizer(additional_special_tokens=extra, clean=clean)
@@ -183,6 +201,7 @@ def test_additional_special_tokens(extra, clean):
         "<MASK>x<mask>",
         "mask [MASK] <a b> <A  b>",
         "my dog</w> dog",
+        "<a" + " b" * 9_000 + "\n z> c",
         "cat " * 99,
     ]:
         assert ours.encode(text) == reference.encode(text), text
