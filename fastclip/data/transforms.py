@@ -4,8 +4,6 @@ returns.
 
 from __future__ import annotations
 
-import secrets
-
 import numpy as np
 import torch
 from PIL import Image
@@ -33,8 +31,8 @@ class EvalTransform:
 class TrainTransform:
     """A Pillow picture to a randomly augmented, normalised float32 (3, H, W) tensor.
 
-    With a `seed` the n-th call gives the same result in every run; without one each object starts
-    anew.
+    With a `seed` the n-th call gives the same result in every run. Without one each call draws from
+    torch's generator, which a DataLoader seeds anew for each of its processes and each epoch.
     """
 
     def __init__(
@@ -42,14 +40,14 @@ class TrainTransform:
     ) -> None:
         self.augment = augment
         self.preprocess = preprocess
-        self._sampler = AugmentSampler(
-            augment, preprocess, secrets.randbits(63) if seed is None else seed
-        )
+        self._sampler = AugmentSampler(augment, preprocess, seed or 0)
+        self._seeded = seed is not None
         self._erasing = random_erasing(preprocess, augment)
         self._calls = 0
 
     def __call__(self, image: Image.Image) -> Tensor:
-        draw = self._sampler(0, str(self._calls), image.height, image.width)
+        key = self._calls if self._seeded else int(torch.randint(2**63 - 1, ()))
+        draw = self._sampler(0, str(key), image.height, image.width)
         self._calls += 1
         pixels = _pixels(augment_image(image, draw, self.preprocess.size))
         if self._erasing is None:

@@ -88,7 +88,7 @@ def _write_and_train(
     else:
         logs.stop_keeping()
     if world.is_first:
-        describe_run(config, world, parts, folder.params_file)
+        describe_run(config, world, parts, folder.params_file if config.log.enabled else None)
         if config.log.copy_codebase:
             copy_codebase(folder.path)
     sync = _start_remote_sync(config, world, folder)

@@ -91,7 +91,7 @@ def choose_folder(config: TrainConfig, world: World) -> RunFolder:
     logs = Path(config.log.logs)
     writes = world.local_rank == 0 if config.log.log_local else world.is_first
     file_name = f"out-{world.rank}" if config.log.log_local else "out.log"
-    log_file = logs / name / file_name if writes else None
+    log_file = logs / name / file_name if writes and config.log.enabled else None
     taken = log_file is not None and log_file.exists() and config.checkpoint.resume != "latest"
     if world.from_first(taken):
         raise UserError(

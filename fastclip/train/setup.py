@@ -99,6 +99,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
             cache_dir=config.model.cache_dir,
         )
     )
+    check_vocabulary(tokenizer, model, config.model)
 
     optimizer = scaler = None
     if config.trains:
@@ -136,6 +137,17 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         tokenizer=tokenizer,
         start_epoch=start_epoch,
     )
+
+
+def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:
+    """A tokenizer that knows more ids than the text tower would end as an index error deep in the first step."""
+    rows = getattr(model, "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
+        which = f"--tokenizer {config.tokenizer}" if config.tokenizer else "its tokenizer"
+        raise UserError(
+            f"{which} has {tokenizer.vocab_size} ids, --model {config.name} has embeddings for {rows}: "
+            "give the tokenizer that belongs to the model"
+        )
 
 
 def prepare_for_training(model: Any, config: ModelConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from open_clip.transform import image_transform
@@ -52,3 +53,25 @@ def test_train_transform_is_random_and_repeatable_with_a_seed():
     assert not torch.equal(first, run(6))
     assert not torch.equal(run(None), run(None))
     assert len({picture.sum().item() for picture in first}) == 8
+
+
+class _Augmented(torch.utils.data.Dataset):
+    def __init__(self, transform: TrainTransform) -> None:
+        self._transform = transform
+        self._image = Image.fromarray(
+            np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+        )
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._transform(self._image)
+
+
+def test_loader_processes_and_epochs_draw_differently():
+    """A copy of the transform in each process must not repeat another's draws, nor an epoch the one before."""
+    transform = TrainTransform(AugmentConfig(scale=(0.2, 1.0)), PreprocessConfig(size=(16, 16)))
+    loader = torch.utils.data.DataLoader(_Augmented(transform), num_workers=2, batch_size=1)
+    seen = [tuple(image.flatten().tolist()) for _ in range(2) for image in loader]
+    assert len(set(seen)) == 16

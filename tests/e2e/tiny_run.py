@@ -54,7 +54,8 @@ def command(words: list[str], processes: int = 1) -> list[str]:
     if processes == 1:
         return [sys.executable, "-m", "fastclip", *words]
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, "-m", *launcher, "-m", "fastclip", *words]
+    # Without `--` torchrun of today's torch takes `--logs` for an abbreviation of its own `--logs-specs`.
+    return [sys.executable, "-m", *launcher, "-m", "--", "fastclip", *words]
 
 
 def environment() -> dict[str, str]:
