@@ -92,6 +92,7 @@ class TrainLine:
     # ours
     grad_norm: float
     eta: float  # seconds
+    mfu: float | None = None  # 0..1; None where the chip's peak is not known
     skipped_updates: int = 0
     bad_samples: int = 0
 
@@ -117,6 +118,8 @@ class TrainLine:
             f"Grad Norm: {self.grad_norm:.4g}",
             f"ETA: {datetime.timedelta(seconds=round(self.eta))}",
         ]
+        if self.mfu is not None:
+            own.append(f"MFU: {100 * self.mfu:.1f}%")
         if self.skipped_updates:
             own.append(f"Skipped Updates: {self.skipped_updates}")
         if self.bad_samples:
@@ -145,6 +148,7 @@ class TrainLine:
         return {
             **{f"train/{name}": value for name, value in reference.items()},
             "perf/wait_share": self.wait_share,
+            **({} if self.mfu is None else {"perf/mfu": self.mfu}),
             "health/grad_norm": self.grad_norm,
             "health/skipped_updates": self.skipped_updates,
             "health/bad_samples": self.bad_samples,

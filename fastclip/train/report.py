@@ -60,12 +60,14 @@ class Report:
         samples_per_step: int,
         samples_per_epoch: int,
         count_bad_samples: Callable[[], int],
+        mfu_per_rate: float | None,  # per sample/s of one device
     ) -> None:
         self._world, self._writers, self._guard, self._update = world, writers, guard, update
         self._clock, self._every, self._epochs = clock, every, epochs
         self._steps_per_epoch, self._samples_per_step = steps_per_epoch, samples_per_step
         self._samples_per_epoch = samples_per_epoch
         self._count_bad_samples = count_bad_samples
+        self._mfu_per_rate = mfu_per_rate
         self._losses = LossMeter()
 
     def begin_epoch(self) -> None:
@@ -100,6 +102,9 @@ class Report:
             mean_losses={name: self._losses.mean(name) for name in self._losses.last},
             grad_norm=grad_norm,
             eta=steps_left * self._clock.median_step(),
+            mfu=None
+            if self._mfu_per_rate is None
+            else self._mfu_per_rate * self._samples_per_step / self._world.size / window.step,
             skipped_updates=self._guard.skipped,
             bad_samples=self._count_bad_samples(),
         )

@@ -29,6 +29,7 @@ from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.losses import make_loss
 from fastclip.train.meters import StepClock
+from fastclip.train.mfu import utilisation
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
 from fastclip.train.progress import Progress, make_progress
 from fastclip.train.report import Guard, Report
@@ -70,6 +71,7 @@ class Parts:
     scaler: GradScaler | None
     data: DataLoaders
     tokenizer: Any
+    context_length: int
     start_epoch: int
 
 
@@ -135,6 +137,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         scaler=scaler,
         data=data,
         tokenizer=tokenizer,
+        context_length=tokenizer.context_length,
         start_epoch=start_epoch,
     )
 
@@ -226,6 +229,7 @@ def build_run(
         samples_per_step=config.data.batch_size * accum_freq * world.size,
         samples_per_epoch=loader.num_samples,
         count_bad_samples=lambda: loader.bad.dropped,
+        mfu_per_rate=utilisation(parts.model, world.device, config.precision, parts.context_length),
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
     evaluation = Evaluation(

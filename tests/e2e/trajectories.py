@@ -231,6 +231,7 @@ def our_run(
             train=FixedLoader(batches, world.size), val=None, imagenet_val=None, imagenet_v2=None
         ),
         tokenizer=None,
+        context_length=77,
         start_epoch=0,
     )
     return build_run(config, world, parts, RunFolder(Path("none"), "none", None), Writers([]))
