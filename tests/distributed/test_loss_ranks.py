@@ -8,7 +8,7 @@ a term that carries the wrong rank's upstream gradient shows.
 from __future__ import annotations
 
 import secrets
-from collections import Counter
+import warnings
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 import fastclip_kernels
+from fastclip_kernels.loss import distributed
 from tests.distributed.launch import run_ranks
 from tests.kernels.parity import Case, compare, failures, load_reference
 
@@ -87,6 +88,7 @@ def everything(rank: int, world_size: int, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "parity": failures_of_all(rank, world_size, seed),
+        "warnings": warnings_of_all(rank, world_size),
         "bytes": bytes_in_backward(rank, world_size),
         "agreement": agreement_errors(rank, world_size),
         "ddp": ddp_parameters(rank, world_size, seed),
@@ -103,38 +105,52 @@ def test_every_rank_has_the_references_loss_and_gradients(world, index):
 
 
 def bytes_in_backward(rank: int, world_size: int) -> dict[str, int]:
-    """Bytes this rank hands to collectives in the backward pass of each form."""
+    """Bytes of what this rank receives in collectives of the backward pass, and of all features."""
     rows, width = 64, 128
-    who = {"rank": rank, "world_size": world_size}
     image = torch.randn(rows, width, requires_grad=True)
     text = torch.randn(rows, width, requires_grad=True)
-    counted: Counter[str] = Counter()
-    original = dist.all_gather_into_tensor
-
-    def all_gather(output, *args, **kwargs):
-        counted["bytes"] += output.numel() * output.element_size()
-        return original(output, *args, **kwargs)
-
     loss = fastclip_kernels.clip_loss(
-        image, text, 1.0, local_loss=True, gather_with_grad=True, **who
+        image,
+        text,
+        1.0,
+        local_loss=True,
+        gather_with_grad=True,
+        rank=rank,
+        world_size=world_size,
     )
-    dist.all_gather_into_tensor = all_gather
-    names = ["all_reduce", "all_to_all_single", "reduce_scatter_tensor", "all_gather", "broadcast"]
-    others = {name: getattr(dist, name) for name in names}
+    received = []
+
+    def all_gather(output, rows, world):
+        received.append(output.numel() * output.element_size())
+        return original(output, rows, world)
 
     def forbidden(*args, **kwargs):
         raise AssertionError("a collective that backward does not need")
 
-    try:
-        for name in names:
-            setattr(dist, name, forbidden)
+    with pytest.MonkeyPatch.context() as patch:
+        original = distributed._all_gather
+        patch.setattr(distributed, "_all_gather", all_gather)
+        for name in ("all_reduce", "all_to_all_single", "broadcast", "batch_isend_irecv"):
+            patch.setattr(dist, name, forbidden)
         loss.backward()
-    finally:
-        dist.all_gather_into_tensor = original
-        for name, function in others.items():
-            setattr(dist, name, function)
-    features = 2 * world_size * rows * width * 4
-    return {"sent": counted["bytes"], "features": features}
+    return {"received": sum(received), "features": 2 * world_size * rows * width * 4}
+
+
+def warnings_of_all(rank: int, world_size: int) -> list[str]:
+    """What torch warns of when our collectives run, forward and backward."""
+    who = {"rank": rank, "world_size": world_size}
+    image, text = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for local, grad in PAIRS:
+            flags = {"local_loss": local, "gather_with_grad": grad, **who}
+            fastclip_kernels.ClipLoss(**flags)(image, text, 1.0).backward()
+            distill = fastclip_kernels.DistillClipLoss(**flags)
+            sum(distill(image, text, 1.0, image.detach(), text.detach(), 1.0)).backward()
+        for way in ("bidir", "shift", "reduce", "gather"):
+            loss = fastclip_kernels.SigLipLoss(dist_impl=way, **who)
+            loss(image, text, 1.0, None).backward()
+    return [str(each.message) for each in caught]
 
 
 def agreement_errors(rank: int, world_size: int) -> dict[str, str]:
@@ -190,7 +206,7 @@ def test_disagreement_is_one_error_on_every_rank(two_ranks):
 
 def test_backward_communicates_sums_and_no_features(two_ranks):
     for counts in (each["bytes"] for each in two_ranks):
-        assert 0 < counts["sent"] <= counts["features"] / 100, counts
+        assert 0 < counts["received"] <= counts["features"] / 100, counts
 
 
 def ddp_parameters(rank: int, world_size: int, seed: int) -> dict[str, float]:
@@ -231,6 +247,10 @@ def ddp_parameters(rank: int, world_size: int, seed: int) -> dict[str, float]:
         distances[f"{local} {grad} from reference"] = float((ours - theirs).norm() / theirs.norm())
         distances[f"{local} {grad} from rank 0"] = float((ours - first).norm())
     return distances
+
+
+def test_our_collectives_are_none_that_torch_warns_of(two_ranks):
+    assert not [line for each in two_ranks for line in each["warnings"]]
 
 
 def test_parameters_under_ddp_follow_the_references_and_agree(two_ranks):

@@ -70,7 +70,7 @@ class BatchAgreement:
         if self._agreed is None:
             # int64 on the features' device: the only place a process group is sure to reach
             everyone = torch.empty(world.size, 3, dtype=torch.int64, device=features.device)
-            dist.all_gather_into_tensor(everyone, everyone.new_tensor([mine]), group=world.group)
+            _all_gather(everyone, everyone.new_tensor([mine]), world).wait()
             for rank, theirs in enumerate(everyone.tolist()):
                 if tuple(theirs) != tuple(everyone[0].tolist()):
                     raise ValueError(
@@ -104,10 +104,13 @@ def agreement_of(world: World) -> BatchAgreement:
 def start_gather(rows: Tensor, world: World) -> tuple[Tensor, Any]:
     """Rank 0's rows, then rank 1's, ...; complete after `.wait()` of the second result."""
     everyone = rows.new_empty((world.size * len(rows), *rows.shape[1:]))
-    work = dist.all_gather_into_tensor(
-        everyone, rows.contiguous(), group=world.group, async_op=True
-    )
-    return everyone, work
+    return everyone, _all_gather(everyone, rows.contiguous(), world)
+
+
+def _all_gather(everyone: Tensor, rows: Tensor, world: World) -> Any:
+    # renamed in torch 2.14, which warns of the old name
+    collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return collective(everyone, rows, group=world.group, async_op=True)
 
 
 def gather(rows: Tensor, world: World) -> Tensor:
@@ -144,7 +147,9 @@ def _reduce_scatter(rows: Tensor, world: World) -> Tensor:
     """This rank's share of the rows, summed over ranks."""
     mine = rows.new_empty((len(rows) // world.size, *rows.shape[1:]))
     if rows.is_cuda:
-        dist.reduce_scatter_tensor(mine, rows, group=world.group)
+        # renamed in torch 2.14, which warns of the old name
+        collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        collective(mine, rows, group=world.group)
         return mine
     # not every CPU backend can reduce_scatter
     parts = torch.empty_like(rows)
