@@ -33,6 +33,8 @@ CASES = [
             ((37, 24), 100.0, None),
             ((37, 24), 300.0, 2.0),
         ]
+        # four float32 products that cancel say nothing of exactness; float64 tests the formula
+        if (rows, dtype, amp) != (2, FP32, None)
     ),
     *(
         Case(loss, rows_are=kind, scale=scale, bias=-2.0, dtype=dtype)
