@@ -65,16 +65,16 @@ def test_loss_and_gradients_are_the_references(case, reference):
     assert not failures(case, compare(case, fastclip_kernels, reference, seed))
 
 
-def test_on_average_no_less_exact_than_the_reference(reference):
+@pytest.mark.parametrize("precision", [FP32, BF16, FP16], ids=str)
+def test_on_average_no_less_exact_than_the_reference(precision, reference):
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     ratios = []
     for case in CASES:
-        if case.dtype == FP64 or case.rows > 200:
-            continue
-        for c in compare(case, fastclip_kernels, reference, seed):
-            if c.reference > 1e-9 and math.isfinite(c.ours) and math.isfinite(c.reference):
-                ratios.append(math.log(max(c.ours, 1e-9) / c.reference))
+        if case.precision == precision and case.rows <= 200:
+            for c in compare(case, fastclip_kernels, reference, seed):
+                if c.reference > 1e-9 and math.isfinite(c.ours):
+                    ratios.append(math.log(max(c.ours, 1e-9) / c.reference))
     mean = math.exp(sum(ratios) / len(ratios))
     print(f"geometric mean of ours/reference over {len(ratios)} errors: {mean:.3f}")
     assert mean <= 1.0
