@@ -22,8 +22,8 @@ ALONE = [
     Planted(
         "missing column half",
         CHUNKED,
-        "        c += torch.exp(z - columns.top) * columns.inverse\n",
-        "",
+        "c += torch.exp(z - columns",
+        "c += 0 * torch.exp(z - columns",
     ),
     Planted(
         "missing text gradient",
