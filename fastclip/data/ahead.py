@@ -20,12 +20,18 @@ _POLL_SECONDS = 0.1
 class Ahead(Generic[Item]):
     """Iterates named tuples of tensors that `items` makes, moved to `device`; `items` runs in a thread of its own.
 
-    On a GPU the thread pins, copies and decodes on a stream of its own; the consumer's stream waits for it, the host
-    does not.
+    On a GPU the thread pins, copies and decodes on `stream`; the consumer's stream waits for it, the host does not.
+    The stream is the caller's, one for all epochs: torch keeps freed memory per stream, so a new one each epoch
+    would take new memory each epoch.
     """
 
-    def __init__(self, items: Generator[Item, None, None], device: torch.device) -> None:
-        self._items, self._device = items, device
+    def __init__(
+        self,
+        items: Generator[Item, None, None],
+        device: torch.device,
+        stream: torch.cuda.Stream | None,
+    ) -> None:
+        self._items, self._device, self._stream = items, device, stream
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="fastclip-loader", daemon=True)
@@ -71,10 +77,10 @@ class Ahead(Generic[Item]):
 
     @contextlib.contextmanager
     def _side_stream(self) -> Iterator[None]:
-        if self._device.type != "cuda":
+        if self._stream is None:
             yield
             return
-        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.Stream(self._device)):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield
 
     def _put(self, got: Any) -> bool:

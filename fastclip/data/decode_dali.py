@@ -116,6 +116,11 @@ class DaliTrainDecoder:
             (output,) = pipeline.run(self._stream())
         except RuntimeError as error:
             self._failure = _first_line(error)
+            if _is_of_the_device(error):
+                raise EnvironmentProblem(
+                    f"DALI failed on {self._device}: {self._failure}; use a smaller --batch-size if memory is short, "
+                    "or run with --decoder pillow"
+                ) from error
             # An input left in its queue would give the next batch this one's crops: start anew.
             self._pipeline = None
             return None
@@ -153,6 +158,15 @@ class DaliTrainDecoder:
                 self._helped,
                 self._failure,
             )
+
+
+def _is_of_the_device(error: RuntimeError) -> bool:
+    """Not about a picture: the next batch would fail too, and Pillow would decode for days without a word."""
+    text = str(error).lower()
+    return any(
+        sign in text
+        for sign in ("out of memory", "cuda runtime api error", "cuda driver api error")
+    )
 
 
 def _build(size: tuple[int, int], batch_size: int, device: torch.device, threads: int) -> Any:

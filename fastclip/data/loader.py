@@ -69,9 +69,11 @@ class TrainLoader:
         stream = BatchStream(source, preparer, batch_size, self._clock, quota)
         self._loader: DataLoader[Parcel] | None = _data_loader(stream, workers, persistent=True)
         self._make_decoder = decode
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._decoder: Callable[[EncodedBatch], Tensor] | None = None
         self._running: Generator[Batch, None, None] | None = None
         self._ahead: Ahead[Batch] | None = None
+        self._parcels: Iterator[Parcel] | None = None
 
     def describe(self) -> list[str]:
         """Sentences for the log: what an epoch is, who decodes, and what will surprise."""
@@ -96,17 +98,16 @@ class TrainLoader:
         if self._running is not None:
             self._running.close()
             self._running = None
-        self._loader = None  # the last reference: ends the loader processes
+        _end_processes(self._parcels)
+        self._loader = self._parcels = None
 
     def _epoch(self, epoch: int) -> Generator[Batch, None, None]:
         if self._loader is None:
             raise ValueError("this loader has been closed")
         self._clock.start(epoch)
-        parcels = iter(
-            self._loader
-        )  # here, not in the thread: processes are forked from the main thread
-        self._ahead = ahead = Ahead(self._decoded(parcels), self._device)
-        del parcels
+        # Here and not in the thread of `Ahead`: processes are forked from the main thread.
+        self._parcels = iter(self._loader)
+        self._ahead = ahead = Ahead(self._decoded(self._parcels), self._device, self._stream)
         try:
             given = 0
             for batch in ahead:
@@ -158,14 +159,17 @@ class EvalLoader(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         given = 0
-        loader = _data_loader(self._stream, self._workers, persistent=False)
-        for parcel in _guarded(iter(loader)):
-            self.bad.absorb(parcel.report)
-            batch = unpack(parcel)
-            if batch is not None:
-                given += len(batch.images)
-                self.bad.kept += len(batch.images)
-                yield move(batch, self._device)
+        parcels = iter(_data_loader(self._stream, self._workers, persistent=False))
+        try:
+            for parcel in _guarded(parcels):
+                self.bad.absorb(parcel.report)
+                batch = unpack(parcel)
+                if batch is not None:
+                    given += len(batch.images)
+                    self.bad.kept += len(batch.images)
+                    yield move(batch, self._device)
+        finally:
+            _end_processes(parcels)
         if not given:
             summary = self.bad.summary() or "it holds no samples"
             raise DataError(f"{self._name}: nothing to evaluate on ({summary})")
@@ -185,6 +189,16 @@ def _data_loader(stream: BatchStream, workers: int, *, persistent: bool) -> Data
         generator=torch.Generator(),  # its own: the global one belongs to the model
     )
     return loader
+
+
+def _end_processes(parcels: Iterator[Parcel] | None) -> None:
+    """End the loader processes behind an iterator of torch's DataLoader.
+
+    By itself it ends them when its last reference goes, which an error's traceback may hold for long.
+    """
+    shut_down = getattr(parcels, "_shutdown_workers", None)  # None: there are no processes
+    if shut_down is not None:
+        shut_down()
 
 
 def _guarded(parcels: Iterator[Parcel]) -> Iterator[Parcel]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import lzma
 import random
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -71,7 +73,8 @@ class TrainShards:
         urls = self.order(at)
         rng = sample_rng(self._seed, self._rank, at)
         turns = itertools.repeat(str(at.turn) if at.turn else "")
-        return shuffle_samples(read_shards(zip(urls, turns, strict=False), notes), rng)
+        samples = read_shards(zip(urls, turns, strict=False), notes)
+        return shuffle_samples(samples, rng, SAMPLE_SHUFFLE, SAMPLE_SHUFFLE_INITIAL)
 
     def order(self, at: Position) -> list[str]:
         """This worker's shards, in order: the same every turn, as in the reference."""
@@ -100,7 +103,8 @@ class ResampledShards:
         owner = f"{self._rank}.{at.worker}"
         numbered = ((url, f"{owner}.{count}") for count, url in enumerate(draws))
         rng = sample_rng(self._seed, self._rank, at)
-        return shuffle_samples(read_shards(numbered, notes), rng)
+        samples = read_shards(numbered, notes)
+        return shuffle_samples(samples, rng, SAMPLE_SHUFFLE, SAMPLE_SHUFFLE_INITIAL)
 
     def order(self, at: Position) -> Iterator[str]:
         rng = random.Random(f"shards {self._seed} {at.epoch} {self._rank} {at.worker} {at.turn}")
@@ -137,8 +141,8 @@ def shuffled_shards(urls: tuple[str, ...], seed: int) -> list[str]:
 def shuffle_samples(
     samples: Iterator[RawSample],
     rng: random.Random,
-    size: int = SAMPLE_SHUFFLE,
-    initial: int = SAMPLE_SHUFFLE_INITIAL,
+    size: int,
+    initial: int,
     max_bytes: int = SHUFFLE_BYTES,
 ) -> Iterator[RawSample]:
     """Samples in random order from a buffer that grows to `size` samples or `max_bytes` of pictures.
@@ -176,7 +180,10 @@ def read_shards(
     for url, turn in urls_and_turns:
         try:
             stream = open_shard(url)
-        except OSError as error:
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: webdataset knows no way to open such an address
             notes.note(BAD_SHARD, display(url), _in_words(error))
             continue
         notes.shards += 1
@@ -198,8 +205,15 @@ def _read_shard(
             member = next(reader)
         except StopIteration:
             break
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            # EOFError and ValueError: the decompressors and damaged numbers in a header
+        except (
+            tarfile.TarError,
+            OSError,
+            EOFError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
+            # all but the first two: the decompressors and damaged numbers in a header
             cause = CUT_SHARD if members else BAD_SHARD
             notes.note(cause, display(url), _in_words(error))
             # What came whole before the cut is used; of a sample that the cut went through nothing is said.

@@ -37,6 +37,7 @@ def targets_ranked_before(queries: Tensor, targets: Tensor) -> Tensor:
     scores everything alike and has to come out at chance.)
     """
     n = len(queries)
+    queries, targets = _exact(queries), _exact(targets)
     block = max(1, _BLOCK_SCORES // max(n, 1))
     columns = torch.arange(n, device=queries.device)
     counts = []
@@ -47,6 +48,11 @@ def targets_ranked_before(queries: Tensor, targets: Tensor) -> Tensor:
         before = (scores > own) | ((scores == own) & (columns < rows))
         counts.append(before.sum(dim=1))
     return torch.cat(counts)
+
+
+def _exact(features: Tensor) -> Tensor:
+    """fp64 on CUDA, where fp32 products may be TF32 ones, whose rounding would change close ranks."""
+    return features.double() if features.is_cuda else features
 
 
 def _median_rounded_down(values: Tensor) -> int:

@@ -117,10 +117,9 @@ def _pool(
         return x[:, 0]
     if config.pool_type == "last":
         return x[:, -1]
-    if config.pool_type == "eos":
-        position = (text == config.eos_id).int().argmax(dim=-1)
-    else:  # argmax: the end-of-text token has the largest id
-        position = text.argmax(dim=-1)
+    # Two ways to find the end-of-text token: by its id, or (argmax) as the largest id there is.
+    ends = (text == config.eos_id).int() if config.pool_type == "eos" else text
+    position = ends.argmax(dim=-1)
     return x[torch.arange(x.shape[0], device=x.device), position]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fastclip.config.train_config import DistributedConfig
-from fastclip.errors import EnvironmentProblem, UserError
+from fastclip.errors import EnvironmentProblem, FastclipError, RanksDisagree, UserError
 
 T = TypeVar("T")
 
@@ -53,6 +53,26 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.patient_group)
         return box[0]
+
+    def agree_that_all_succeeded(self, failure: FastclipError | None) -> None:
+        """Raise this rank's own failure, or say which other rank failed and why; return where nobody did.
+
+        Before ranks enter collectives that would otherwise wait for one that is gone.
+        """
+        if not self.distributed:
+            if failure is not None:
+                raise failure
+            return
+        failures: list[str | None] = [None] * self.size
+        mine = None if failure is None else str(failure)
+        dist.all_gather_object(failures, mine, group=self.patient_group)
+        if failure is not None:
+            raise failure
+        first = next((r for r, text in enumerate(failures) if text is not None), None)
+        if first is not None:
+            raise RanksDisagree(
+                f"rank {self.rank} stops because rank {first} failed: {failures[first]}"
+            )
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
@@ -155,17 +175,26 @@ def init_world(config: DistributedConfig) -> World:
 
 
 def _check_gpu_index(device: torch.device, wanted_by: str) -> None:
-    if (
-        device.type == "cuda"
-        and device.index is not None
-        and device.index >= torch.cuda.device_count()
-    ):
+    if device.type != "cuda" or device.index is None:
+        return
+    present = torch.cuda.device_count()
+    if device.index >= present:
+        remedy = (
+            "add --no-set-device-rank if the launcher binds one GPU to each process (srun --gpus-per-task=1), else "
+            if present == 1
+            else ""
+        )
         raise UserError(
-            f"{wanted_by} needs GPU {device.index}, this machine has {torch.cuda.device_count()}: "
-            "start at most one process per GPU"
+            f"{wanted_by} needs GPU {device.index}, this machine has {present}: "
+            f"{remedy}start at most one process per GPU"
         )
 
 
-def leave(world: World) -> None:
-    if world.distributed and dist.is_initialized():
+def leave(world: World, *, failed: bool) -> None:
+    """Leave the process group: properly at the end of a run; at once after a failure.
+
+    An orderly end waits for collectives that other ranks may never join, and so would hide the error that is still
+    to be printed.
+    """
+    if world.distributed and dist.is_initialized() and not failed:
         dist.destroy_process_group()

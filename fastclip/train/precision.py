@@ -44,12 +44,12 @@ def make_scaler(precision: Precision, device: torch.device) -> GradScaler | None
 def set_backend_precision(device: torch.device, *, deterministic: bool) -> None:
     """What the reference sets on CUDA: TF32 products for what stays fp32, and cuDNN's search for the fastest.
 
-    Set through `fp32_precision` alone: after it, reading the older `allow_tf32` raises on torch 2.14.
+    Through the call that leaves torch's older and newer readers of this setting consistent: after setting
+    `fp32_precision` itself, reading `allow_tf32` (as parts of torch.compile do) raises on torch 2.14.
     `deterministic` (ours) makes torch refuse every operation whose result varies from run to run.
     """
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for this

@@ -69,13 +69,21 @@ class RemoteSync:
 
     def _repeat(self) -> None:
         while not self._stop.wait(self._seconds):
-            self._sync(self._local, self._remote)
+            self._try()
+
+    def _try(self) -> bool:
+        """A copy that fails, for whatever reason, is told and tried again at the next turn."""
+        try:
+            return self._sync(self._local, self._remote)
+        except Exception as error:
+            logger.error("remote sync failed: %s: %s", type(error).__name__, error)
+            return False
 
     def finish(self) -> None:
         self._stop.set()
         self._thread.join()
         logger.info("Final remote sync.")
-        done = self._sync(self._local, self._remote)
+        done = self._try()
         logger.info("Final remote sync %s.", "successful" if done else "failed")
 
 

@@ -16,7 +16,7 @@ from fastclip.train.loop import train
 from fastclip.train.precision import set_backend_precision
 from fastclip.train.remote_sync import RemoteSync
 from fastclip.train.run_folder import RunFolder, choose_folder
-from fastclip.train.setup import Parts, build_parts, build_run, describe_run
+from fastclip.train.setup import Parts, build_parts, build_run, describe_run, wrap_parts
 from fastclip.train.writers import ScalarWriter, TensorBoardWriter, WandbWriter, Writers
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,12 @@ def run(config: TrainConfig) -> None:
     world = init_world(config.distributed)
     logs = RunLogging(config.log.debug, speaks=world.is_first or config.log.log_local)
     folder: RunFolder | None = None
+    failed = True
     try:
         folder = choose_folder(config, world)
         _run(config, world, folder, logs)
         _leave_exit(world, folder, ExitCode.DONE, "done")
+        failed = False
     except FastclipError as error:
         _leave_exit(world, folder, error.exit_code, str(error))
         raise
@@ -45,7 +47,7 @@ def run(config: TrainConfig) -> None:
         raise
     finally:
         logs.close()
-        leave(world)
+        leave(world, failed=failed)
 
 
 def _leave_exit(world: World, folder: RunFolder | None, code: int, message: str) -> None:
@@ -64,12 +66,23 @@ def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging)
             "--precision fp16 scales no loss and keeps no fp32 weights: prefer amp or amp_bf16"
         )
     resume_from = _resume_from(config, world, folder)
-    parts = build_parts(config, world, resume_from)
+    parts = _built_on_every_rank(config, world, resume_from)
     try:
         _write_and_train(config, world, folder, logs, parts, resumed=resume_from is not None)
     finally:
         if parts.data.train is not None:
             parts.data.train.close()
+
+
+def _built_on_every_rank(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
+    """The parts of this rank, once all ranks have theirs: one that fails takes no other into a hang."""
+    failure: FastclipError | None = None
+    try:
+        parts = build_parts(config, world, resume_from)
+    except FastclipError as error:
+        failure = error
+    world.agree_that_all_succeeded(failure)
+    return wrap_parts(parts, config, world)
 
 
 def _write_and_train(
@@ -82,11 +95,16 @@ def _write_and_train(
     resumed: bool,
 ) -> None:
     """From here on the run's folder exists."""
+    failure: FastclipError | None = None
     if folder.log_file is not None:
-        folder.create(tensorboard=config.log.tensorboard and world.is_first)
-        logs.open_file(folder.log_file)
+        try:
+            folder.create(tensorboard=config.log.tensorboard and world.is_first)
+            logs.open_file(folder.log_file)
+        except FastclipError as error:
+            failure = error
     else:
         logs.stop_keeping()
+    world.agree_that_all_succeeded(failure)
     if world.is_first:
         describe_run(config, world, parts, folder.params_file if config.log.enabled else None)
         if config.log.copy_codebase:

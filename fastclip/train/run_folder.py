@@ -37,12 +37,17 @@ class RunFolder:
     def params_file(self) -> Path:
         return self.path / "params.txt"
 
+    @property
+    def exit_file(self) -> Path:
+        return self.path / "exit.json"
+
     def create(self, *, tensorboard: bool) -> None:
         """Raises CannotWrite where the folder cannot be made or written to."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if tensorboard:
                 self.tensorboard.mkdir(exist_ok=True)
+            self.exit_file.unlink(missing_ok=True)  # of the run before
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(13, "no permission to write", str(self.path))
         except OSError as error:
@@ -54,15 +59,16 @@ class RunFolder:
     def write_exit(self, code: int, message: str) -> None:
         """Leave the exit status in exit.json, because torchrun turns every code into 1.
 
-        A run that never made its folder leaves nothing.
+        The first rank that fails writes it: what its peers then meet is the consequence, not the cause. A run that
+        never made its folder leaves nothing.
         """
-        if not self.path.is_dir():
+        if not self.path.is_dir() or self.exit_file.exists():
             return
         record = {"code": code, "message": message, "time": datetime.now().astimezone().isoformat()}
         temporary = self.path / f"exit.json.{os.getpid()}.partial"
         try:
             temporary.write_text(json.dumps(record) + "\n")
-            temporary.replace(self.path / "exit.json")
+            temporary.replace(self.exit_file)
         except OSError:
             # The status of the process says the same; a full disk must not hide the first error.
             return

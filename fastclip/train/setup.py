@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,10 +128,9 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
             f"--accum-freq {config.optim.accum_freq}: an epoch has {data.train.num_batches} batches of "
             f"--batch-size {config.data.batch_size} per rank, so there is no full step in it"
         )
-    wrapped = wrap(model, config, world)
     return Parts(
         model=model,
-        wrapped=wrapped,
+        wrapped=model,
         teacher=teacher,
         optimizer=optimizer,
         scaler=scaler,
@@ -140,6 +139,11 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         context_length=tokenizer.context_length,
         start_epoch=start_epoch,
     )
+
+
+def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
+    """The same with the model in DDP; the first collective of a run, so only once all ranks have their parts."""
+    return replace(parts, wrapped=wrap(parts.model, config, world))
 
 
 def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:

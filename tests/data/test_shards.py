@@ -185,7 +185,7 @@ def test_the_shuffle_holds_no_more_bytes_than_it_may():
             drawn += 1
             yield sample(i, size=1000)
 
-    given = shuffle_samples(counted(), random.Random(0), max_bytes=50_000)
+    given = shuffle_samples(counted(), random.Random(0), 5000, 1000, max_bytes=50_000)
     most = max(drawn - number for number, _ in enumerate(given))
     assert most <= 51
     assert drawn == 1000

@@ -50,6 +50,15 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
     return a.to(wide) @ b.to(wide)
 
 
+def float16_lift(keys: Tensor) -> int:
+    """Factor that keeps small coefficients out of float16's subnormal range in a GEMM; divide it out after.
+
+    Coefficients are at most 2, so that nothing overflows; a softmax over 86,000 keys has probabilities of 1e-5, and
+    a sigmoid starts at exp(-10).
+    """
+    return 1024 if keys.dtype == torch.float16 else 1
+
+
 def chunks(length: int, across: Tensor) -> Iterator[tuple[int, int]]:
     """Bounds that cut `length` rows or columns so that a chunk against all rows of `across` fits
     the cache.
@@ -140,34 +149,37 @@ def row_gradient(
     q_ij is the probability that key j gives to query i. Two GEMMs of M·K·D.
     """
     gradient = scale.new_zeros(queries.shape)
-    row_factor = (own.inverse * own_weight).unsqueeze(1)
+    lift = float16_lift(keys)
+    row_factor = (own.inverse * own_weight * lift).unsqueeze(1)
     for start, stop in chunks(len(keys), queries):
         z = wide_product(queries, keys[start:stop].T) * scale  # (M, chunk)
         c = torch.exp(z - own.top.unsqueeze(1)) * row_factor
         if others is not None:
             top, inverse, weight = (each[start:stop] for each in others)
-            c += torch.exp(z - top) * (inverse * weight)
+            c += torch.exp(z - top) * (inverse * weight * lift)
         rows = slice(max(start - first, 0), max(stop - first, 0))
-        c.diagonal(first - start).copy_(diagonal[rows])
+        c.diagonal(first - start).copy_(diagonal[rows] * lift)
         gradient += wide_product(c, keys[start:stop])
-    return gradient
+    return gradient / lift
 
 
 def square_gradients(
     image: Tensor, text: Tensor, scale: Tensor, rows: Softmax, columns: Softmax
 ) -> tuple[Tensor, Tensor]:
     """(Σ_j c_ij text_j, Σ_i c_ij image_i) with c = p + q - 2δ. Three GEMMs of B·B·D."""
-    diagonal = pair_coefficient(rows) + pair_coefficient(columns)
+    lift = float16_lift(text)
+    diagonal = (pair_coefficient(rows) + pair_coefficient(columns)) * lift
+    row_factor, column_factor = rows.inverse * lift, columns.inverse * lift
     to_image = scale.new_empty(image.shape)
     to_text = scale.new_zeros(text.shape)
     for start, stop in chunks(len(image), text):
         z = wide_product(image[start:stop], text.T) * scale  # (chunk, B)
-        c = torch.exp(z - rows.top[start:stop, None]) * rows.inverse[start:stop, None]
-        c += torch.exp(z - columns.top) * columns.inverse
+        c = torch.exp(z - rows.top[start:stop, None]) * row_factor[start:stop, None]
+        c += torch.exp(z - columns.top) * column_factor
         c.diagonal(start).copy_(diagonal[start:stop])
         to_image[start:stop] = wide_product(c, text)
         to_text += wide_product(c.T, image[start:stop])
-    return to_image, to_text
+    return to_image / lift, to_text / lift
 
 
 def pair_coefficient(softmax: Softmax) -> Tensor:
@@ -211,8 +223,7 @@ def sigmoid_gradients(
     """
     to_queries = scale.new_zeros(queries.shape)
     to_keys = scale.new_empty(keys.shape)
-    # A probability near exp(-10), where training starts, would be subnormal in float16.
-    lift = 1024 if keys.dtype == torch.float16 else 1
+    lift = float16_lift(keys)
     for start, stop in chunks(len(keys), queries):
         z = wide_product(queries, keys[start:stop].T) * scale + bias
         c = _sigmoid_slope(z, first, start) * lift
