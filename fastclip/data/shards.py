@@ -180,15 +180,16 @@ def read_shards(
     for url, turn in urls_and_turns:
         try:
             stream = open_shard(url)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # ValueError: webdataset knows no way to open such an address
+        except (OSError, ValueError) as error:
+            # ValueError: webdataset knows no way to open such an address
             notes.note(BAD_SHARD, display(url), _in_words(error))
             continue
         notes.shards += 1
-        with stream:
-            yield from _read_shard(stream, url, turn, notes)
+        try:
+            with stream:
+                yield from _read_shard(stream, url, turn, notes)
+        except OSError as error:  # from closing: webdataset's programs tell there that they failed
+            notes.note(BAD_SHARD, display(url), _in_words(error))
 
 
 def _read_shard(

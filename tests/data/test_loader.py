@@ -410,7 +410,7 @@ def test_pictures_none_of_which_decodes_end_the_run(tmp_path):
     members = [m for i in range(30) for m in ((f"{i}.jpg", b"junk"), (f"{i}.txt", b"y"))]
     (tmp_path / "0.tar").write_bytes(tar_bytes(members))
     data = build(train_data=str(tmp_path), val_data=str(tmp_path), train_num_samples=100, workers=1)
-    with pytest.raises(DataError, match=r"unreadable picture in 0\.tar/"):
+    with pytest.raises(DataError, match=r"among 30 samples; .*unreadable picture in 0\.tar/"):
         list(data.train.epoch(0))
     with pytest.raises(
         DataError, match=r"--val-data .*nothing to evaluate on .*unreadable picture: 30"
@@ -535,6 +535,33 @@ def test_close_ends_every_process_and_thread(tmp_path):
     assert not [t for t in threading.enumerate() if t.name == "fastclip-loader"]
     with pytest.raises(ValueError, match="closed"):
         next(loader.epoch(0))
+
+
+def test_close_ends_every_process_while_an_error_is_still_held(tmp_path):
+    """As in `cli`, where an error is on its way out when the loader is closed."""
+    (tmp_path / "0.tar").write_bytes(tar_bytes([("0.jpg", b"junk"), ("0.txt", b"y")]))
+    before = set(children(os.getpid()))
+    loader = build(train_data=str(tmp_path), train_num_samples=8, workers=1).train
+    with pytest.raises(DataError) as held:
+        list(loader.epoch(0))
+    started = set(children(os.getpid())) - before
+    assert started
+    loader.close()
+    assert gone(list(started), 3)
+    assert held.value.__traceback__ is not None
+
+
+def test_an_interrupt_of_a_loader_process_alone_changes_nothing(tmp_path):
+    """Ctrl-C goes to the whole terminal group; when loaders end is for the main process to say."""
+    write_shards(tmp_path, [8])
+    before = set(children(os.getpid()))
+    loader = build(train_data=str(tmp_path), train_num_samples=80, workers=1).train
+    batches = loader.epoch(0)
+    next(batches)
+    (pid,) = set(children(os.getpid())) - before
+    os.kill(pid, signal.SIGINT)
+    assert len(list(batches)) == 19
+    loader.close()
 
 
 SCRIPT = """

@@ -162,6 +162,20 @@ def test_the_shuffle_loses_nothing_and_depends_on_its_generator_alone(count):
         assert run(seed) != run(seed + 1) != list(range(count))
 
 
+def test_the_order_of_samples_differs_by_seed_epoch_rank_worker_and_turn(tmp_path):
+    paths = tuple(str(path) for path in write_shards(tmp_path, [40]))
+
+    def order(seed=0, rank=0, epoch=0, worker=0, turn=0):
+        source = ResampledShards("x", paths, None, seed=seed, rank=rank)  # one shard for all
+        samples = source.read(Position(epoch, worker, 4, turn), BadSampleNotes("x"))
+        return [s.key for s in itertools.islice(samples, 40)]
+
+    assert order() == order()
+    changed = [order(), order(1), order(0, 1), order(0, 0, 1), order(0, 0, 0, 1)]
+    changed.append(order(0, 0, 0, 0, 1))
+    assert len({tuple(keys) for keys in changed}) == 6
+
+
 def test_the_shuffle_mixes_as_far_as_webdatasets():
     count, size, initial = 4000, 500, 100
 
@@ -467,8 +481,8 @@ def test_a_silent_command_is_given_up_and_its_children_killed(tmp_path, monkeypa
 
 def test_closing_early_kills_the_command(tmp_path):
     pid_file = tmp_path / "pid"
-    stream = open_shard(f"pipe:echo $$ > {pid_file}; yes")
-    assert stream.read(10) == b"y\n" * 5
+    stream = open_shard(f"pipe:echo $$ > {pid_file}; echo abc; sleep 1000 | cat")
+    assert stream.read(4) == b"abc\n"
     group = int(pid_file.read_text())
     assert group_members(group)
     stream.close()
