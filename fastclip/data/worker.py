@@ -145,6 +145,8 @@ class BatchStream(IterableDataset[Parcel]):
                 if items:
                     yield self._preparer.collate(items)
                 return
+            if notes.good == good_before:
+                raise notes.hopeless()
             # reference: what fills no batch at the end of a turn is dropped. Where a turn fills none at all
             # the reference would turn for ever; there the samples are kept for the next.
             if gave_batch:
