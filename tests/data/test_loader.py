@@ -619,15 +619,39 @@ def test_no_process_outlives_the_run(tmp_path, how):
         process.wait()
 
 
-def test_a_loader_process_that_dies_is_told_as_such(tmp_path):
-    write_shards(tmp_path, [8])
-    before = set(children(os.getpid()))
-    loader = build(train_data=str(tmp_path), train_num_samples=10**6, workers=1).train
-    batches = loader.epoch(0)
-    next(batches)
-    for pid in set(children(os.getpid())) - before:
-        os.kill(pid, signal.SIGKILL)
-    # torch may also raise it from its own signal handler, wherever the main thread is
-    with pytest.raises((EnvironmentProblem, RuntimeError), match="DataLoader worker"):
-        list(batches)
-    loader.close()
+DYING = """
+import multiprocessing, os, signal, sys, torch
+from fastclip.config.images import PreprocessConfig
+from fastclip.config.train_config import DataConfig
+from fastclip.data.build import build_data
+from fastclip.data.tokenizer import ClipTokenizer
+from fastclip.errors import EnvironmentProblem
+if __name__ == "__main__":
+    cfg = DataConfig(train_data=sys.argv[1], train_num_samples=10**6, workers=1, batch_size=4,
+                     decoder="pillow", dataset_type="webdataset")
+    loader = build_data(cfg, PreprocessConfig(size=(16, 16)), ClipTokenizer(), seed=0, rank=0,
+                        world_size=1, device=torch.device("cpu")).train
+    try:
+        for i, batch in enumerate(loader.epoch(0)):
+            if i == 2:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    except (EnvironmentProblem, RuntimeError) as error:
+        # torch may raise it from its own signal handler too, wherever the main thread is
+        print(error, flush=True)
+        os._exit(70)
+"""
+
+
+def test_a_loader_process_that_dies_ends_the_run_and_says_so(tmp_path):
+    write_shards(tmp_path / "d", [8])
+    (tmp_path / "run.py").write_text(DYING)
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "d")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": f"{Path.cwd()}:{Path.cwd()}/kernels"},
+    )
+    assert ended.returncode == 70, ended.stderr
+    assert "DataLoader worker" in ended.stdout
+    assert "killed by signal" in ended.stdout or "exited unexpectedly" in ended.stdout
