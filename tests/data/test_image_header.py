@@ -62,7 +62,8 @@ def test_a_jpeg_is_kept_or_dropped_as_the_reference_does(kind):
     data = KINDS[kind]
     seed = int(time.time())
     print("seed", seed)
-    for cut in np.random.default_rng(seed).integers(1, len(data), 30):
+    # Not within the last bytes: with every pixel there and only the end marker cut, Pillow may still decode.
+    for cut in np.random.default_rng(seed).integers(1, len(data) - 32, 30):
         with pytest.raises(BadImage):
             read_header(data[:cut])
         assert not reference_keeps(data[:cut])
