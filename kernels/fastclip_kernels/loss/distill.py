@@ -20,7 +20,7 @@ from .distributed import (
     BatchAgreement,
     GradientTo,
     World,
-    agreement_of,
+    agree,
     gather_with_gradient,
     join_world,
 )
@@ -57,11 +57,12 @@ def distill_clip_loss(
             f"{OP}: dist_image_features must have {len(image_features)} rows like image_features,"
             f" got {tuple(dist_image_features.shape)}"
         )
-    resolve(OP, backend, image_features.device)
+    if resolve(OP, backend, image_features.device).backend == "triton" and backend == "triton":
+        raise BackendUnavailable(f"{OP}: backend='triton' cannot run: it has no Triton form. Use backend='torch' or 'auto'")
     world = join_world(OP, rank, world_size, group)
     if world is not None:
         rounded = image_features.to(product_dtype(image_features))
-        (agreement or agreement_of(world)).check(OP, rounded, world)
+        agree(OP, agreement, rounded, world)
 
     def both_logits(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         return _logits(image, text, scale, world, local_loss, gather_with_grad)

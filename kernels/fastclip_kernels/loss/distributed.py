@@ -6,6 +6,8 @@ Every collective here is called by all ranks in the same order, forward and back
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -13,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 GradientTo = Literal["every rank", "own rows", "nobody"]
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -25,6 +28,12 @@ class World:
     group: Any  # a ProcessGroup
     rank: int  # within the group
     size: int
+
+    @property
+    def name(self) -> str:
+        """By which an op of torch, which takes no objects, finds the group again."""
+        name: str = self.group.group_name
+        return name
 
     def first_row(self, local_rows: int) -> int:
         """Where this rank's rows begin among the gathered ones."""
@@ -54,51 +63,61 @@ def join_world(op: str, rank: int, world_size: int, group: Any = None) -> World 
     return World(group, rank, world_size)
 
 
+def world_named(name: str) -> World:
+    """The world whose `name` this is."""
+    group = distributed_c10d._resolve_process_group(name)
+    return World(group, dist.get_rank(group), dist.get_world_size(group))
+
+
 class BatchAgreement:
     """Ranks agree once on the shape of their features, and each then keeps to it.
 
     Unequal shapes would hang or corrupt a gather. The first call of a loss compares them on all
     ranks and raises on all; a rank that later comes with another shape raises alone, before it
-    communicates.
+    communicates. An op of torch takes no objects: it knows an agreement by its key.
     """
 
-    def __init__(self) -> None:
-        self._agreed: tuple[int, int, int] | None = None  # pairs, width, index into _DTYPES
+    _keys = itertools.count(1)  # 0: the one of the functional forms
 
-    def check(self, op: str, features: Tensor, world: World) -> None:
-        mine = (len(features), features.shape[1], _DTYPES.index(features.dtype))
-        if self._agreed is None:
-            # int64 on the features' device: the only place a process group is sure to reach
-            everyone = torch.empty(world.size, 3, dtype=torch.int64, device=features.device)
-            _all_gather(everyone, everyone.new_tensor([mine]), world).wait()
-            for rank, theirs in enumerate(everyone.tolist()):
-                if tuple(theirs) != tuple(everyone[0].tolist()):
-                    raise ValueError(
-                        f"{op}: every rank must bring features of one shape and dtype:"
-                        f" rank 0 has {_describe(everyone[0].tolist())},"
-                        f" rank {rank} has {_describe(theirs)}"
-                    )
-            self._agreed = mine
-        elif mine != self._agreed:
-            raise ValueError(
-                f"{op}: the first call agreed on features of {_describe(self._agreed)},"
-                f" rank {world.rank} now has {_describe(mine)}; drop the last short batch, or use"
-                " world_size=1 for evaluation"
-            )
+    def __init__(self) -> None:
+        self.key = next(self._keys)
+
+
+# (pairs, width, index into _DTYPES) by group and key
+_agreed: WeakKeyDictionary[Any, dict[int, tuple[int, int, int]]] = WeakKeyDictionary()
+
+
+def check_agreement(op: str, key: int, features: Tensor, world: World) -> None:
+    """Raises ValueError where these features are not of the shape that the ranks agreed on."""
+    mine = (len(features), features.shape[1], _DTYPES.index(features.dtype))
+    of_group = _agreed.setdefault(world.group, {})
+    if key not in of_group:
+        # int64 on the features' device: the only place a process group is sure to reach
+        everyone = torch.empty(world.size, 3, dtype=torch.int64, device=features.device)
+        _all_gather(everyone, everyone.new_tensor([mine]), world).wait()
+        for rank, theirs in enumerate(everyone.tolist()):
+            if tuple(theirs) != tuple(everyone[0].tolist()):
+                raise ValueError(
+                    f"{op}: every rank must bring features of one shape and dtype:"
+                    f" rank 0 has {_describe(everyone[0].tolist())},"
+                    f" rank {rank} has {_describe(theirs)}"
+                )
+        of_group[key] = mine
+    elif mine != of_group[key]:
+        raise ValueError(
+            f"{op}: the first call agreed on features of {_describe(of_group[key])},"
+            f" rank {world.rank} now has {_describe(mine)}; drop the last short batch, or use"
+            " world_size=1 for evaluation"
+        )
+
+
+def agree(op: str, agreement: BatchAgreement | None, features: Tensor, world: World) -> None:
+    """`check_agreement` with an object; None: the one of the functional forms."""
+    check_agreement(op, 0 if agreement is None else agreement.key, features, world)
 
 
 def _describe(shape: Any) -> str:
     return f"({shape[0]}, {shape[1]}) {_DTYPES[shape[2]]}"
-
-
-_agreements: WeakKeyDictionary[Any, BatchAgreement] = WeakKeyDictionary()
-
-
-def agreement_of(world: World) -> BatchAgreement:
-    """The agreement of the functional forms, which have no object of their own to keep it: one per
-    group.
-    """
-    return _agreements.setdefault(world.group, BatchAgreement())
 
 
 def start_gather(rows: Tensor, world: World) -> tuple[Tensor, Any]:
@@ -118,6 +137,31 @@ def gather(rows: Tensor, world: World) -> Tensor:
     everyone, work = start_gather(rows, world)
     work.wait()
     return everyone
+
+
+def rotate(images: Tensor, texts: Tensor, world: World) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(first row, images, texts) of every rank, this rank's own first, then its left neighbour's, ...
+
+    While a block is used the next one is on its way: two blocks in memory. All ranks go round at once.
+    """
+    own = torch.stack([images, texts])
+    block = own
+    right, left = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+    for step in range(world.size):
+        works, coming = [], block
+        if step < world.size - 1:
+            coming = torch.empty_like(own)
+            works = dist.batch_isend_irecv(
+                [
+                    dist.P2POp(dist.isend, block, group=world.group, group_peer=right),
+                    dist.P2POp(dist.irecv, coming, group=world.group, group_peer=left),
+                ]
+            )
+        owner = (world.rank - step) % world.size
+        yield owner * len(images), block[0], block[1]
+        for work in works:
+            work.wait()
+        block = coming
 
 
 def gather_with_gradient(rows: Tensor, world: World, gradient_to: GradientTo) -> Tensor:

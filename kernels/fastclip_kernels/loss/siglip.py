@@ -13,22 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ..backend import BackendName, resolve
 from .checks import as_scalar, check_features, product_dtype
-from .chunked import sigmoid_gradients, sigmoid_sums
 from .distributed import (
     BatchAgreement,
     World,
-    agreement_of,
+    agree,
     broadcast_rows,
     exchange,
     gather_with_gradient,
     join_world,
 )
-from .first_order import first_order_only
+from .siglip_block import siglip_block
 
 OP = "siglip_loss"
 
@@ -61,23 +59,23 @@ def siglip_loss(
     Raises as `clip_loss` does.
     """
     check_features(OP, ("image_features", "text_features"), image_features, text_features)
-    resolve(OP, backend, image_features.device)
+    dtype = product_dtype(image_features)
+    chosen = resolve(OP, backend, image_features.device, dtype).backend
     ways = get_args(DistImpl)
     if dist_impl is not None and dist_impl not in ways:
         raise ValueError(f"{OP}: dist_impl must be one of {ways}, got {dist_impl!r}")
     world = join_world(OP, rank, world_size, group)
     scale = as_scalar(OP, "logit_scale", logit_scale, image_features)
     bias = as_scalar(OP, "logit_bias", 0.0 if logit_bias is None else logit_bias, image_features)
-    dtype = product_dtype(image_features)
 
     def against(texts: Tensor, first: int | None) -> Tensor:
-        block: Tensor = _SigmoidBlock.apply(image_features, texts, scale, bias, dtype, first)
+        block: Tensor = siglip_block(image_features, texts, scale, bias, first, dtype, chosen)[0]
         return block
 
     if world is None:
         return against(text_features, 0)
     own_texts = text_features.to(dtype)  # rounded before they travel: fewer bytes, the same numbers
-    (agreement or agreement_of(world)).check(OP, own_texts, world)
+    agree(OP, agreement, own_texts, world)
     if dist_impl == "gather":
         texts = gather_with_gradient(own_texts, world, "every rank")
         return against(texts, world.first_row(len(image_features)))
@@ -112,38 +110,3 @@ def _both_ways(texts: Tensor, world: World) -> Iterator[Tensor]:
         yield leftward
     if (world.size - 1) % 2:
         yield exchange(world, (1,), rightward)[0]
-
-
-class _SigmoidBlock(torch.autograd.Function):
-    """The loss of all images against one block of texts; `first` as in `chunked.sigmoid_sums`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        image_features: Tensor,
-        text_features: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        dtype: torch.dtype,
-        first: int | None,
-    ) -> Tensor:
-        with torch.autocast(scale.device.type, enabled=False):
-            image, text = image_features.to(dtype), text_features.to(dtype)
-            sums = sigmoid_sums(image, text, scale, bias, first)
-            ctx.save_for_backward(image, text, scale, bias, sums.by_scale, sums.by_bias)
-            ctx.first = first
-            ctx.dtypes = image_features.dtype, text_features.dtype
-            return sums.loss / len(image)
-
-    @staticmethod
-    @first_order_only
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, bias, by_scale, by_bias = ctx.saved_tensors
-        to_image = to_text = None
-        with torch.autocast(scale.device.type, enabled=False):
-            factor = upstream / len(image)
-            if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-                to_image, to_text = sigmoid_gradients(image, text, scale, bias, ctx.first)
-                to_image = (to_image * (factor * scale)).to(ctx.dtypes[0])
-                to_text = (to_text * (factor * scale)).to(ctx.dtypes[1])
-            return to_image, to_text, factor * by_scale, factor * by_bias, None, None

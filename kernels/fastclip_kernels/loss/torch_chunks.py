@@ -1,0 +1,167 @@
+"""A chunk of logits in plain torch, for any device and dtype; see `sweeps.Chunks`.
+
+Passes over a chunk are as dear as its GEMM on a CPU (D = 512: 6 ns of GEMM and 0.1 to 0.5 ns a pass for
+each logit), so they are few, and they work in place on buffers that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checks import sum_dtype
+from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
+
+# Of one buffer of float32 logits; there are two. A CPU's second and third level of cache, and
+# enough to fill the device elsewhere.
+CHUNK_BYTES_CPU = 4 << 20
+CHUNK_BYTES = 32 << 20
+
+# Binary orders of magnitude that one shared exponent may span. Beyond, what float32 flushes to 0
+# could count, and each column gets an exponent of its own.
+_SPAN = 60.0
+
+
+class TorchChunks:
+    """`dtype` is that of the features as they are multiplied; two buffers live as long as this."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._dtype, self._wide = dtype, sum_dtype(dtype)
+        # A GEMM's result has its inputs' dtype, but for CUDA's half precision
+        self._half = device.type == "cuda" and self._wide != dtype and torch.version.hip is None
+        self._on_cpu = device.type == "cpu"
+        self._empty = torch.empty(0, dtype=self._wide, device=device)
+        self._buffers = [self._empty, self._empty]
+        # Keeps coefficients of a softmax over 86,000 keys, 1e-5, out of float16's subnormal range
+        # in a GEMM. They are at most 2, so that nothing overflows.
+        self.lift = 1024.0 if self._half and dtype == torch.float16 else 1.0
+
+    def bounds(self, queries: int, keys: int, *, forward: bool) -> tuple[int, int]:
+        del forward
+        budget = (CHUNK_BYTES_CPU if self._on_cpu else CHUNK_BYTES) // 4
+        # close to square, so that features and gradients are read and written few times
+        height = min(queries, max(1, int(budget**0.5)))
+        width = min(keys, max(1, budget // height))
+        return min(queries, max(1, budget // width)), width
+
+    def softmax_sums(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        scale2: Tensor,
+        first: int,
+        *,
+        columns: bool,
+        moment: bool,
+    ) -> Chunk:
+        u = self._exponents(queries, keys, scale2)
+        pairs = u.diagonal(first).clone()
+        top = u.amax(1)
+        weight = torch.sub(u, top.unsqueeze(1), out=self._buffer(1, u.shape)).exp2_()
+        weight.diagonal(first).zero_()
+        rows = Sums(top, weight.sum(1), (weight * u).sum(1) if moment else None)
+        if not columns:
+            return Chunk(rows, None, pairs)
+        return Chunk(rows, self._column_sums(u, weight, top, pairs, first), pairs)
+
+    def _column_sums(
+        self, u: Tensor, weight: Tensor, top: Tensor, pairs: Tensor, first: int
+    ) -> Sums:
+        """`weight` = 2^(u - top of its row) without the pairs, and is lost."""
+        if self._on_cpu:  # elsewhere the question below would wait for the device
+            shift = top.max()
+            rest = torch.mv(weight.T, torch.exp2(top - shift))
+            with_pair = rest.clone()
+            start = max(first, 0)
+            with_pair[start : start + len(pairs)] += torch.exp2(pairs - shift)
+            if float(with_pair.min()) > 2.0**-_SPAN:  # what was flushed to 0 is below 2^-126
+                return Sums(shift.expand(len(rest)), rest, None)
+        top = u.amax(0)
+        weight = torch.sub(u, top, out=weight).exp2_()
+        weight.diagonal(first).zero_()
+        return Sums(top, weight.sum(0), None)
+
+    def softmax_coefficients(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        scale2: Tensor,
+        rows: tuple[Tensor, Tensor],
+        columns: tuple[Tensor, Tensor] | None,
+        diagonal: Tensor,
+        first: int,
+    ) -> Tensor:
+        top, factor = rows[0].unsqueeze(1), rows[1].unsqueeze(1)
+        c = self._exponents(queries, keys, scale2)
+        if columns is None:
+            c.sub_(top).exp2_().mul_(factor)
+        else:
+            column_top, column_factor = columns
+            highest, other = rows[0].max(), self._buffer(1, c.shape)
+            if self._on_cpu and float(highest - column_top.min()) < _SPAN:
+                # one exponential: 2^(u - top_j) = 2^(u - top_i) 2^(top_i - h) 2^(h - top_j)
+                row_part = torch.exp2(rows[0] - highest)
+                column_part = torch.exp2(highest - column_top) * column_factor
+                torch.addr(factor.expand(c.shape), row_part, column_part, out=other)
+                c.sub_(top).exp2_().mul_(other)
+            else:
+                torch.sub(c, column_top, out=other).exp2_().mul_(column_factor)
+                c.sub_(top).exp2_().mul_(factor).add_(other)
+        start = max(-first, 0)
+        pairs = c.diagonal(first)
+        pairs.copy_(diagonal[start : start + len(pairs)])
+        return c
+
+    def sigmoid_sums(
+        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
+    ) -> Sigmoid:
+        x = self._products(queries, keys)
+        z = torch.mul(x, scale, out=self._buffer(1, x.shape)).add_(bias)
+        positives = None if first is None else z.diagonal(first).clone()
+        # log(1 + e^z) of a negative; a positive is the same with the sign of its logit turned
+        loss = F.softplus(z, threshold=1e9 if self._wide == torch.float64 else 30.0)
+        if first is not None and positives is not None:
+            loss.diagonal(first).copy_(F.softplus(-positives))
+        slope = self._slope(z, positives, first)
+        total, by_bias = loss.sum(), slope.sum()
+        return Sigmoid(total, slope.mul_(x).sum(), by_bias)
+
+    def sigmoid_slopes(
+        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
+    ) -> Tensor:
+        z = self._products(queries, keys).mul_(scale).add_(bias)
+        positives = None if first is None else z.diagonal(first).clone()
+        slope = self._slope(z, positives, first)
+        return slope if self.lift == 1 else slope.mul_(self.lift)
+
+    @staticmethod
+    def _slope(z: Tensor, positives: Tensor | None, first: int | None) -> Tensor:
+        slope = z.sigmoid_()
+        if first is not None and positives is not None:
+            slope.diagonal(first).copy_(-torch.sigmoid(-positives))
+        return slope
+
+    def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
+        if self._half:
+            total += torch.mm(coefficients.to(self._dtype), features, out_dtype=torch.float32)
+        else:
+            total.addmm_(coefficients, features.to(self._wide))
+
+    def _exponents(self, queries: Tensor, keys: Tensor, scale2: Tensor) -> Tensor:
+        if self._half:  # a scaled query would be rounded
+            return self._products(queries, keys).mul_(scale2)
+        return self._products(queries.to(self._wide) * scale2, keys)
+
+    def _products(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """In the first buffer."""
+        if self._half:
+            return torch.mm(queries, keys.T, out_dtype=torch.float32)
+        into = self._buffer(0, (len(queries), len(keys)))
+        return torch.mm(queries.to(self._wide), keys.to(self._wide).T, out=into)
+
+    def _buffer(self, which: int, shape: tuple[int, int] | torch.Size) -> Tensor:
+        rows, columns = shape
+        if self._buffers[which].numel() < rows * columns:
+            self._buffers[which] = self._empty.new_empty(rows * columns)
+        return self._buffers[which][: rows * columns].view(rows, columns)

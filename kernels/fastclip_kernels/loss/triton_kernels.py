@@ -1,0 +1,293 @@
+"""The Triton kernels of the losses: what is done to one tile of logits while it is in registers.
+
+A tile is BLOCK_M queries by BLOCK_K keys. Its products come from `tl.dot`, or, where GIVEN, from a
+chunk that a vendor GEMM wrote. Exponents are in units of log 2, for `ex2` is what the hardware has:
+`scale` is the logit scale times log2(e). Offsets into features are 64 bits wide; a chunk of
+products or coefficients is small enough for 32.
+
+    tensor       shape            dtype
+    queries      (M, D) strided   bf16, fp16, fp32; D a multiple of BLOCK_D, rows dense
+    keys         (K, D) strided   as queries
+    chunk        (M, K)           products in, coefficients out
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of_program(rows, columns, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr):
+    """(tile row, tile column): bands of GROUP tile rows, each walked column by column, so that
+    programs that run together share keys in L2.
+    """
+    program = tl.program_id(0)
+    tile_rows = tl.cdiv(rows, BLOCK_M)
+    tile_columns = tl.cdiv(columns, BLOCK_K)
+    band = program // (GROUP * tile_columns)
+    height = tl.minimum(tile_rows - band * GROUP, GROUP)
+    within = program % (GROUP * tile_columns)
+    return band * GROUP + within % height, within // height
+
+
+@triton.jit
+def tile_products(
+    queries,
+    keys,
+    chunk,
+    row,  # (BLOCK_M,) which queries
+    column,  # (BLOCK_K,) which keys
+    M,
+    K,
+    D,
+    query_stride,
+    key_stride,
+    chunk_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GIVEN: tl.constexpr,
+):
+    """<query, key> of a tile, fp32. Beyond the last row or column: some other row's, to be masked."""
+    if GIVEN:
+        inside = (row < M)[:, None] & (column < K)[None, :]
+        at = row[:, None] * chunk_stride + column[None, :]
+        return tl.load(chunk + at, mask=inside, other=0.0)
+    depth = tl.arange(0, BLOCK_D)
+    query_rows = (row % M).to(tl.int64)
+    key_rows = (column % K).to(tl.int64)
+    query_at = queries + query_rows[:, None] * query_stride + depth[None, :]
+    key_at = keys + key_rows[None, :] * key_stride + depth[:, None]
+    products = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
+    for _ in range(0, D, BLOCK_D):
+        products = tl.dot(
+            tl.load(query_at), tl.load(key_at), products, input_precision="ieee"
+        )
+        query_at += BLOCK_D
+        key_at += BLOCK_D
+    return products
+
+
+@triton.jit
+def softmax_sums_kernel(
+    queries,
+    keys,
+    chunk,  # products, if GIVEN
+    scale,  # () fp32, times log2(e)
+    row_sums,  # (2 or 3, tile columns, M) fp32: largest exponent, Σ 2^, [Σ 2^ · exponent]
+    column_sums,  # (2 or 3, tile rows, K), if BOTH_WAYS
+    pairs,  # (M,) fp32: the exponent of each query's pair; written where the pair is here
+    M,
+    K,
+    D,
+    query_stride,
+    key_stride,
+    chunk_stride,
+    first,  # query i's pair is key i + first; anywhere, also outside of these keys
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    GIVEN: tl.constexpr,
+    BOTH_WAYS: tl.constexpr,
+    MOMENT: tl.constexpr,
+):
+    """Per tile: the largest exponent and the sums of each row [and column] without its pair."""
+    tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
+    row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
+    x = tile_products(
+        queries, keys, chunk, row, column, M, K, D, query_stride, key_stride, chunk_stride,
+        BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
+    )  # fmt: skip
+    inside = (row < M)[:, None] & (column < K)[None, :]
+    is_pair = (row[:, None] + first == column[None, :]) & inside
+    exponent = x * tl.load(scale)
+    masked = tl.where(inside, exponent, float("-inf"))
+
+    top = tl.max(masked, 1)
+    weight = tl.where(is_pair, 0.0, tl.exp2(masked - top[:, None]))
+    here = row_sums + tile_column.to(tl.int64) * M + row
+    stride = tl.cdiv(K, BLOCK_K).to(tl.int64) * M
+    tl.store(here, top, mask=row < M)
+    tl.store(here + stride, tl.sum(weight, 1), mask=row < M)
+    if MOMENT:
+        tl.store(here + 2 * stride, tl.sum(weight * exponent, 1), mask=row < M)
+
+    if BOTH_WAYS:
+        column_top = tl.max(masked, 0)
+        weight = tl.where(is_pair, 0.0, tl.exp2(masked - column_top[None, :]))
+        here = column_sums + tile_row.to(tl.int64) * K + column
+        stride = tl.cdiv(M, BLOCK_M).to(tl.int64) * K
+        tl.store(here, column_top, mask=column < K)
+        tl.store(here + stride, tl.sum(weight, 0), mask=column < K)
+        if MOMENT:
+            tl.store(here + 2 * stride, tl.sum(weight * exponent, 0), mask=column < K)
+
+    pair_column = row + first - tile_column * BLOCK_K
+    pair_is_here = (row < M) & (pair_column >= 0) & (pair_column < BLOCK_K) & (row + first < K)
+    tl.store(pairs + row, tl.sum(tl.where(is_pair, exponent, 0.0), 1), mask=pair_is_here)
+
+
+@triton.jit
+def softmax_coefficients_kernel(
+    queries,
+    keys,
+    chunk,  # (M, K): products in, if GIVEN; coefficients out
+    scale,  # () fp32, times log2(e)
+    row_top,  # (M,) fp32: the largest exponent of each query's softmax
+    row_factor,  # (M,): weight / Σ
+    column_top,  # (K,): of each key's softmax, if BOTH_WAYS
+    column_factor,  # (K,)
+    diagonal,  # (M,): the coefficient of each query's pair
+    M,
+    K,
+    D,
+    query_stride,
+    key_stride,
+    chunk_stride,
+    first,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    GIVEN: tl.constexpr,
+    BOTH_WAYS: tl.constexpr,
+):
+    """c_ij = p_ij [+ q_ij], and `diagonal` at the pairs: what multiplies features in backward."""
+    tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
+    row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
+    x = tile_products(
+        queries, keys, chunk, row, column, M, K, D, query_stride, key_stride, chunk_stride,
+        BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
+    )  # fmt: skip
+    exponent = x * tl.load(scale)
+    top = tl.load(row_top + row, mask=row < M, other=0.0)
+    factor = tl.load(row_factor + row, mask=row < M, other=0.0)
+    # the sums came from another tiling, perhaps: without the minimum an exponent may be 1e-6
+    coefficient = tl.exp2(_at_most_zero(exponent - top[:, None])) * factor[:, None]
+    if BOTH_WAYS:
+        top = tl.load(column_top + column, mask=column < K, other=0.0)
+        factor = tl.load(column_factor + column, mask=column < K, other=0.0)
+        coefficient += tl.exp2(_at_most_zero(exponent - top[None, :])) * factor[None, :]
+    is_pair = row[:, None] + first == column[None, :]
+    of_pair = tl.load(diagonal + row, mask=row < M, other=0.0)
+    coefficient = tl.where(is_pair, of_pair[:, None], coefficient)
+    _store_tile(chunk, coefficient, row, column, M, K, chunk_stride)
+
+
+@triton.jit
+def sigmoid_sums_kernel(
+    queries,
+    keys,
+    chunk,  # products, if GIVEN
+    scale,  # () fp32
+    bias,  # () fp32
+    sums,  # (3, tiles) fp32: -Σ log σ(±z), its derivatives by the scale and by the bias
+    M,
+    K,
+    D,
+    query_stride,
+    key_stride,
+    chunk_stride,
+    first,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    GIVEN: tl.constexpr,
+):
+    tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
+    row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
+    x = tile_products(
+        queries, keys, chunk, row, column, M, K, D, query_stride, key_stride, chunk_stride,
+        BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
+    )  # fmt: skip
+    inside = (row < M)[:, None] & (column < K)[None, :]
+    z = x * tl.load(scale) + tl.load(bias)
+    is_pair = row[:, None] + first == column[None, :]
+    # of a negative; a positive is the same with the sign of its logit turned
+    z = tl.where(is_pair, -z, z)
+    decay = tl.exp2(-tl.abs(z) * 1.4426950408889634)
+    loss = tl.where(z > 0, z, 0.0) + _log1p(decay) + 0 * z  # 0 * z: NaN stays NaN
+    slope = _logistic(z, decay)
+    slope = tl.where(is_pair, -slope, slope)
+    program = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(0).to(tl.int64)
+    tl.store(sums + program, tl.sum(tl.where(inside, loss, 0.0)))
+    tl.store(sums + programs + program, tl.sum(tl.where(inside, slope * x, 0.0)))
+    tl.store(sums + 2 * programs + program, tl.sum(tl.where(inside, slope, 0.0)))
+
+
+@triton.jit
+def sigmoid_slopes_kernel(
+    queries,
+    keys,
+    chunk,  # (M, K): products in, if GIVEN; slopes out
+    scale,  # () fp32
+    bias,  # () fp32
+    lift,  # a power of two that the slopes are multiplied by
+    M,
+    K,
+    D,
+    query_stride,
+    key_stride,
+    chunk_stride,
+    first,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    GIVEN: tl.constexpr,
+):
+    """d(-log σ(±z))/dz."""
+    tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
+    row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
+    x = tile_products(
+        queries, keys, chunk, row, column, M, K, D, query_stride, key_stride, chunk_stride,
+        BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
+    )  # fmt: skip
+    z = x * tl.load(scale) + tl.load(bias)
+    is_pair = row[:, None] + first == column[None, :]
+    z = tl.where(is_pair, -z, z)
+    slope = _logistic(z, tl.exp2(-tl.abs(z) * 1.4426950408889634))
+    slope = tl.where(is_pair, -slope, slope) * lift
+    _store_tile(chunk, slope, row, column, M, K, chunk_stride)
+
+
+@triton.jit
+def _at_most_zero(exponent):
+    return tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _logistic(z, decay):
+    """σ(z) from exp(-|z|): exact on both sides, where 1 - σ(-z) is not."""
+    return tl.where(z > 0, 1.0, decay) / (1.0 + decay)
+
+
+@triton.jit
+def _log1p(y):
+    """log(1 + y) = 2 artanh(y / (2 + y)) for y in [0, 1], by its series to within fp32's rounding.
+
+    The hardware's logarithm has an absolute error near 1: useless for the e-10 of a first step.
+    """
+    t = y / (2.0 + y)  # at most 1/3
+    t2 = t * t
+    series = 1 / 11 + t2 * (1 / 13)
+    series = 1 / 9 + t2 * series
+    series = 1 / 7 + t2 * series
+    series = 1 / 5 + t2 * series
+    series = 1 / 3 + t2 * series
+    return 2.0 * t + 2.0 * t * (t2 * series)
+
+
+@triton.jit
+def _store_tile(chunk, values, row, column, M, K, chunk_stride):
+    inside = (row < M)[:, None] & (column < K)[None, :]
+    at = row[:, None] * chunk_stride + column[None, :]
+    tl.store(chunk + at, values.to(chunk.dtype.element_ty), mask=inside)
