@@ -5,6 +5,7 @@ from .loss.clip import clip_loss
 from .loss.distill import distill_clip_loss
 from .loss.modules import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 from .loss.siglip import siglip_loss
+from .patch import patch_open_clip
 
 __version__ = "0.1.0"
 
@@ -16,5 +17,6 @@ __all__ = [
     "SigLipLoss",
     "clip_loss",
     "distill_clip_loss",
+    "patch_open_clip",
     "siglip_loss",
 ]
