@@ -1,8 +1,8 @@
 """The softmax loss of CLIP, on one process and across ranks. Derivation: README.md, section 2.
 
-    tensor                        shape   dtype
-    image_features, text_features (B, D)  float64, float32, bfloat16, float16; any strides
-    result                        ()      float32, or float64 for float64 features
+tensor                        shape   dtype
+image_features, text_features (B, D)  float64, float32, bfloat16, float16; any strides
+result                        ()      float32, or float64 for float64 features
 """
 
 from __future__ import annotations

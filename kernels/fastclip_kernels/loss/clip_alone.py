@@ -19,19 +19,18 @@ from .sweeps import Softmax, inner_product, square_gradients, square_softmax
 def clip_alone(
     image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """(loss (), sums (6, B)) of features (B, D) that are multiplied in `dtype`."""
+    """(loss (), sums (3, 2, B)) of features (B, D) that are multiplied in `dtype`."""
     with without_autocast(image):
         chunks = make_chunks(backend, image.device, dtype)
-        rows, columns = square_softmax(chunks, image.to(dtype), text.to(dtype), scale)
-        loss = (rows.surprise.sum() + columns.surprise.sum()) / (2 * len(image))
-        return loss, torch.stack([*rows[:3], *columns[:3]])
+        softmax = square_softmax(chunks, image.to(dtype), text.to(dtype), scale)
+        return softmax.surprise.mean(), torch.stack(softmax[:3])
 
 
 @clip_alone.register_fake
 def _(
     image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return scale.new_empty(()), scale.new_empty(6, len(image))
+    return scale.new_empty(()), scale.new_empty(3, 2, len(image))
 
 
 @custom_op("clip_alone_backward")
@@ -49,12 +48,10 @@ def clip_alone_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of what is asked for, the features' in their own dtype; else empty tensors."""
     with without_autocast(image):
-        gap = sums.new_empty(0)
-        rows, columns = Softmax(*sums[:3], gap), Softmax(*sums[3:], gap)
         chunks = make_chunks(backend, image.device, dtype)
         image_product, text_product = image.to(dtype), text.to(dtype)
         by_image, by_text = square_gradients(
-            chunks, image_product, text_product, scale, rows, columns,
+            chunks, image_product, text_product, scale, Softmax(*sums, sums.new_empty(0)),
             wanted=(to_image or (to_scale and not to_text), to_text),
         )  # fmt: skip
         factor = upstream / (2 * len(image))
@@ -90,8 +87,12 @@ def _(
     to_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.empty_like(image, memory_format=torch.contiguous_format) if to_image else image.new_empty(0),
-        torch.empty_like(text, memory_format=torch.contiguous_format) if to_text else text.new_empty(0),
+        torch.empty_like(image, memory_format=torch.contiguous_format)
+        if to_image
+        else image.new_empty(0),
+        torch.empty_like(text, memory_format=torch.contiguous_format)
+        if to_text
+        else text.new_empty(0),
         scale.new_empty(()) if to_scale else scale.new_empty(0),
     )
 
@@ -107,9 +108,7 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None,
     if upstream is None:
         return (None,) * 5
     wanted = ctx.needs_input_grad[:3]
-    gradients = clip_alone_backward(
-        upstream, *ctx.saved_tensors, ctx.dtype, ctx.backend, *wanted
-    )
+    gradients = clip_alone_backward(upstream, *ctx.saved_tensors, ctx.dtype, ctx.backend, *wanted)
     return (*(g if w else None for g, w in zip(gradients, wanted, strict=True)), None, None)
 
 

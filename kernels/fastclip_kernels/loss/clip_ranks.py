@@ -214,7 +214,12 @@ def _terms(
     pairs, one = len(rows.top), torch.ones_like(upstream)
     if across.one_sided:
         return _Terms(
-            upstream / (2 * pairs), one, None, None, pair_coefficient(rows), pair_coefficient(columns)
+            upstream / (2 * pairs),
+            one,
+            None,
+            None,
+            pair_coefficient(rows),
+            pair_coefficient(columns),
         )
     mine = torch.stack([*rows[:2], *columns[:2]]).flatten()
     mine = torch.cat([mine, upstream.to(mine.dtype).reshape(1)])

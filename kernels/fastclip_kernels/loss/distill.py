@@ -58,7 +58,9 @@ def distill_clip_loss(
             f" got {tuple(dist_image_features.shape)}"
         )
     if resolve(OP, backend, image_features.device).backend == "triton" and backend == "triton":
-        raise BackendUnavailable(f"{OP}: backend='triton' cannot run: it has no Triton form. Use backend='torch' or 'auto'")
+        raise BackendUnavailable(
+            f"{OP}: backend='triton' cannot run: it has no Triton form. Use backend='torch' or 'auto'"
+        )
     world = join_world(OP, rank, world_size, group)
     if world is not None:
         rounded = image_features.to(product_dtype(image_features))

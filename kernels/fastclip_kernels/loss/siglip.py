@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..backend import BackendName, resolve
@@ -69,7 +70,12 @@ def siglip_loss(
     bias = as_scalar(OP, "logit_bias", 0.0 if logit_bias is None else logit_bias, image_features)
 
     def against(texts: Tensor, first: int | None) -> Tensor:
-        block: Tensor = siglip_block(image_features, texts, scale, bias, first, dtype, chosen)[0]
+        gradients = torch.is_grad_enabled() and (
+            image_features.requires_grad or texts.requires_grad
+        )
+        block: Tensor = siglip_block(
+            image_features, texts, scale, bias, first, dtype, chosen, gradients
+        )[0]
         return block
 
     if world is None:

@@ -40,7 +40,9 @@ class Chunk(NamedTuple):
 
     rows: Sums
     columns: Sums | None
-    pairs: Tensor  # exponents of the pairs in this chunk, in order; shorter where some are elsewhere
+    pairs: (
+        Tensor  # exponents of the pairs in this chunk, in order; shorter where some are elsewhere
+    )
 
 
 class Sigmoid(NamedTuple):
@@ -64,7 +66,14 @@ class Chunks(Protocol):
         """How many queries and how many keys one chunk takes, of so many."""
 
     def softmax_sums(
-        self, queries: Tensor, keys: Tensor, scale2: Tensor, first: int, *, columns: bool, moment: bool
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        scale2: Tensor,
+        first: int,
+        *,
+        columns: bool,
+        moment: bool,
     ) -> Chunk: ...
 
     def softmax_coefficients(
@@ -81,14 +90,17 @@ class Chunks(Protocol):
         `diagonal` at the pairs.
         """
 
-    def sigmoid_sums(
-        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-    ) -> Sigmoid: ...
-
-    def sigmoid_slopes(
-        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-    ) -> Tensor:
-        """d(-log σ(±z))/dz."""
+    def sigmoid(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        first: int | None,  # None: every pair is a negative
+        *,
+        slopes: bool,
+    ) -> tuple[Sigmoid, Tensor]:
+        """The sums, and d(-log σ(±z))/dz of the chunk if asked for."""
 
     def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
         """total += coefficients @ features, summed in the dtype of `total`."""
@@ -100,7 +112,7 @@ class Softmax(NamedTuple):
     top: Tensor  # (M,) the row's largest exponent
     inverse: Tensor  # (M,) 1 / Σ_j 2^(u_ij - top_i)
     surprise: Tensor  # (M,) -log p of the row's pair
-    gap: Tensor  # (M,) Σ_j p_ij x_ij - x of the pair: d surprise / d scale; NaN where not asked for
+    gap: Tensor  # (M,) Σ_j p_ij x_ij - x of the pair: d surprise / d scale; empty where not asked for
 
 
 def exponent_scale(scale: Tensor) -> Tensor:
@@ -129,7 +141,7 @@ def _joined(a: Sums | None, b: Sums) -> Sums:
 
 
 def _finished(sums: Sums, pairs: Tensor, scale2: Tensor) -> Softmax:
-    """`pairs` (M,): the exponent of each row's pair, from the GEMM of the others."""
+    """`pairs`: the exponent of each row's pair, from the GEMM of the others."""
     weight = torch.exp2(pairs - sums.top)
     total = sums.rest + weight
     # -log(weight / total): the first form where p is large, the second where weight may be 0
@@ -138,9 +150,8 @@ def _finished(sums: Sums, pairs: Tensor, scale2: Tensor) -> Softmax:
         torch.log1p(sums.rest / weight),
         (sums.top - pairs) / LOG2_E + torch.log(total),
     )
-    if sums.moment is None:
-        gap = torch.full_like(surprise, math.nan)
-    else:
+    gap = surprise.new_empty(0)
+    if sums.moment is not None:
         gap = (sums.moment - sums.rest * pairs) / (total * scale2)
     return Softmax(sums.top, 1 / total, surprise, gap)
 
@@ -177,15 +188,14 @@ class SoftmaxRows:
         return _finished(sums, self._pairs, self._scale2)
 
 
-def square_softmax(
-    chunks: Chunks, image: Tensor, text: Tensor, scale: Tensor
-) -> tuple[Softmax, Softmax]:
-    """Each image over all texts and each text over all images, in one sweep; without `gap`. One
-    GEMM of B·B·D.
+def square_softmax(chunks: Chunks, image: Tensor, text: Tensor, scale: Tensor) -> Softmax:
+    """Each image over all texts, and each text over all images: fields of shape (2, B).
+
+    One sweep, one GEMM of B·B·D; without `gap`.
     """
-    scale2 = exponent_scale(scale)
-    pairs = scale.new_empty(len(image))
+    scale2 = scale * LOG2_E
     height, width = chunks.bounds(len(image), len(text), forward=True)
+    pairs = scale.new_empty(len(image))
     of_rows: list[Sums] = []
     of_columns: list[Sums | None] = [None] * math.ceil(len(text) / width)
     for rows in spans(len(image), height):
@@ -202,11 +212,10 @@ def square_softmax(
             pairs[start : start + len(chunk.pairs)] = chunk.pairs
         assert sums is not None
         of_rows.append(sums)
-    rows_done, columns_done = (
-        Sums(torch.cat([s.top for s in found]), torch.cat([s.rest for s in found]), None)
-        for found in (of_rows, [s for s in of_columns if s is not None])
-    )
-    return _finished(rows_done, pairs, scale2), _finished(columns_done, pairs, scale2)
+    parts = [*of_rows, *(sums for sums in of_columns if sums is not None)]
+    top = torch.cat([sums.top for sums in parts]).view(2, -1)
+    rest = torch.cat([sums.rest for sums in parts]).view(2, -1)
+    return _finished(Sums(top, rest, None), pairs, scale2)
 
 
 def add_row_gradient(
@@ -218,7 +227,8 @@ def add_row_gradient(
     scale: Tensor,
     own: Softmax,  # of the M queries
     own_weight: Tensor,  # ()
-    others: tuple[Tensor, Tensor, Tensor] | None,  # top, inverse and weight of the K keys' softmaxes
+    others: tuple[Tensor, Tensor, Tensor]
+    | None,  # top, inverse and weight of the K keys' softmaxes
     diagonal: Tensor,  # (M,) the coefficient of each query's own pair
     first: int,
 ) -> None:
@@ -254,15 +264,18 @@ def square_gradients(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
-    rows: Softmax,
-    columns: Softmax,
+    softmax: Softmax,
     *,
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(Σ_j c_ij text_j, Σ_i c_ij image_i) with c = p + q - 2δ. Three GEMMs of B·B·D."""
-    scale2, lift = exponent_scale(scale), chunks.lift
-    diagonal = (pair_coefficient(rows) + pair_coefficient(columns)) * lift
-    row_factor, column_factor = rows.inverse * lift, columns.inverse * lift
+    """(Σ_j c_ij text_j, Σ_i c_ij image_i) with c = p + q - 2δ. Three GEMMs of B·B·D.
+
+    `softmax` as from `square_softmax`.
+    """
+    scale2, lift = scale * LOG2_E, chunks.lift
+    diagonal = pair_coefficient(softmax).sum(0) * lift
+    row_top, column_top = softmax.top.unbind()
+    row_factor, column_factor = (softmax.inverse * lift).unbind()
     to_image = scale.new_zeros(image.shape) if wanted[0] else None
     to_text = scale.new_zeros(text.shape) if wanted[1] else None
     height, width = chunks.bounds(len(image), len(text), forward=False)
@@ -272,8 +285,8 @@ def square_gradients(
                 image[i],
                 text[j],
                 scale2,
-                (rows.top[i], row_factor[i]),
-                (columns.top[j], column_factor[j]),
+                (row_top[i], row_factor[i]),
+                (column_top[j], column_factor[j]),
                 diagonal[i],
                 i.start - j.start,
             )
@@ -303,38 +316,40 @@ def pair_coefficient(softmax: Softmax) -> Tensor:
     return torch.expm1(-softmax.surprise)
 
 
-def sigmoid_sums(
-    chunks: Chunks, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-) -> Sigmoid:
-    """The sigmoid loss of each query against all keys; `first` None: every pair is a negative. One
-    GEMM.
-    """
-    height, width = chunks.bounds(len(queries), len(keys), forward=True)
-    found = [
-        chunks.sigmoid_sums(
-            queries[i], keys[j], scale, bias, None if first is None else first + i.start - j.start
-        )
-        for i in spans(len(queries), height)
-        for j in spans(len(keys), width)
-    ]
-    return Sigmoid(*(torch.stack(each).sum() for each in zip(*found, strict=True)))
+def sigmoid(
+    chunks: Chunks,
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    first: int | None,
+    *,
+    gradients: bool,
+) -> tuple[Sigmoid, Tensor, Tensor]:
+    """The sigmoid loss of each query against all keys, and, if asked for, (Σ_j c_ij keys_j,
+    Σ_i c_ij queries_i) with c the derivative of the loss by the logit; else empty tensors.
 
-
-def sigmoid_gradients(
-    chunks: Chunks, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-) -> tuple[Tensor, Tensor]:
-    """(Σ_j c_ij keys_j, Σ_i c_ij queries_i) with c the derivative of the loss by the logit. Three
-    GEMMs.
+    All in one sweep, for no term needs the sum of others: one GEMM, three with gradients. `first`
+    None: every pair is a negative.
     """
-    to_queries = scale.new_zeros(queries.shape)
-    to_keys = scale.new_zeros(keys.shape)
-    height, width = chunks.bounds(len(queries), len(keys), forward=False)
+    to_queries = scale.new_zeros(queries.shape if gradients else (0,))
+    to_keys = scale.new_zeros(keys.shape if gradients else (0,))
+    height, width = chunks.bounds(len(queries), len(keys), forward=not gradients)
+    found = []
     for i in spans(len(queries), height):
         for j in spans(len(keys), width):
             offset = None if first is None else first + i.start - j.start
-            c = chunks.sigmoid_slopes(queries[i], keys[j], scale, bias, offset)
-            chunks.accumulate(to_queries[i], c, keys[j])
-            chunks.accumulate(to_keys[j], c.T, queries[i])
-    if chunks.lift != 1:
+            sums, c = chunks.sigmoid(queries[i], keys[j], scale, bias, offset, slopes=gradients)
+            found.append(sums)
+            if gradients:
+                chunks.accumulate(to_queries[i], c, keys[j])
+                chunks.accumulate(to_keys[j], c.T, queries[i])
+    if gradients and chunks.lift != 1:
         to_queries, to_keys = to_queries.div_(chunks.lift), to_keys.div_(chunks.lift)
-    return to_queries, to_keys
+    return _summed(found), to_queries, to_keys
+
+
+def _summed(found: list[Sigmoid]) -> Sigmoid:
+    if len(found) == 1:
+        return found[0]
+    return Sigmoid(*(torch.stack(each).sum() for each in zip(*found, strict=True)))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .checks import sum_dtype
 from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
 
-# Of one buffer of float32 logits; there are two. A CPU's second and third level of cache, and
+# Of one buffer of float32 logits; there are two, or three. A CPU's second and third level of cache, and
 # enough to fill the device elsewhere.
 CHUNK_BYTES_CPU = 4 << 20
 CHUNK_BYTES = 32 << 20
@@ -24,7 +24,7 @@ _SPAN = 60.0
 
 
 class TorchChunks:
-    """`dtype` is that of the features as they are multiplied; two buffers live as long as this."""
+    """`dtype` is that of the features as they are multiplied; buffers live as long as this."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._dtype, self._wide = dtype, sum_dtype(dtype)
@@ -32,7 +32,7 @@ class TorchChunks:
         self._half = device.type == "cuda" and self._wide != dtype and torch.version.hip is None
         self._on_cpu = device.type == "cpu"
         self._empty = torch.empty(0, dtype=self._wide, device=device)
-        self._buffers = [self._empty, self._empty]
+        self._buffers = [self._empty] * 3
         # Keeps coefficients of a softmax over 86,000 keys, 1e-5, out of float16's subnormal range
         # in a GEMM. They are at most 2, so that nothing overflows.
         self.lift = 1024.0 if self._half and dtype == torch.float16 else 1.0
@@ -69,7 +69,8 @@ class TorchChunks:
         self, u: Tensor, weight: Tensor, top: Tensor, pairs: Tensor, first: int
     ) -> Sums:
         """`weight` = 2^(u - top of its row) without the pairs, and is lost."""
-        if self._on_cpu:  # elsewhere the question below would wait for the device
+        # elsewhere the question below would wait for the device; on few logits it does not pay
+        if self._on_cpu and u.numel() > 1 << 16:
             shift = top.max()
             rest = torch.mv(weight.T, torch.exp2(top - shift))
             with_pair = rest.clone()
@@ -98,9 +99,10 @@ class TorchChunks:
             c.sub_(top).exp2_().mul_(factor)
         else:
             column_top, column_factor = columns
-            highest, other = rows[0].max(), self._buffer(1, c.shape)
-            if self._on_cpu and float(highest - column_top.min()) < _SPAN:
+            other = self._buffer(1, c.shape)
+            if self._shares_exponential(c, rows[0], column_top):
                 # one exponential: 2^(u - top_j) = 2^(u - top_i) 2^(top_i - h) 2^(h - top_j)
+                highest = rows[0].max()
                 row_part = torch.exp2(rows[0] - highest)
                 column_part = torch.exp2(highest - column_top) * column_factor
                 torch.addr(factor.expand(c.shape), row_part, column_part, out=other)
@@ -113,34 +115,39 @@ class TorchChunks:
         pairs.copy_(diagonal[start : start + len(pairs)])
         return c
 
-    def sigmoid_sums(
-        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-    ) -> Sigmoid:
+    def _shares_exponential(self, u: Tensor, row_top: Tensor, column_top: Tensor) -> bool:
+        """Whether 2^(u - top_i) says enough of 2^(u - top_j): no top_j is far below a top_i."""
+        if not self._on_cpu or u.numel() <= 1 << 16:
+            return False
+        return float(row_top.max() - column_top.min()) < _SPAN
+
+    def sigmoid(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        first: int | None,
+        *,
+        slopes: bool,
+    ) -> tuple[Sigmoid, Tensor]:
         x = self._products(queries, keys)
-        z = torch.mul(x, scale, out=self._buffer(1, x.shape)).add_(bias)
-        positives = None if first is None else z.diagonal(first).clone()
-        # log(1 + e^z) of a negative; a positive is the same with the sign of its logit turned
-        loss = F.softplus(z, threshold=1e9 if self._wide == torch.float64 else 30.0)
-        if first is not None and positives is not None:
-            loss.diagonal(first).copy_(F.softplus(-positives))
-        slope = self._slope(z, positives, first)
-        total, by_bias = loss.sum(), slope.sum()
-        return Sigmoid(total, slope.mul_(x).sum(), by_bias)
-
-    def sigmoid_slopes(
-        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-    ) -> Tensor:
-        z = self._products(queries, keys).mul_(scale).add_(bias)
-        positives = None if first is None else z.diagonal(first).clone()
-        slope = self._slope(z, positives, first)
-        return slope if self.lift == 1 else slope.mul_(self.lift)
-
-    @staticmethod
-    def _slope(z: Tensor, positives: Tensor | None, first: int | None) -> Tensor:
-        slope = z.sigmoid_()
-        if first is not None and positives is not None:
-            slope.diagonal(first).copy_(-torch.sigmoid(-positives))
-        return slope
+        u = torch.mul(x, scale * LOG2_E, out=self._buffer(1, x.shape)).add_(bias * LOG2_E)
+        if first is not None:  # a positive is a negative whose logit has the other sign
+            u.diagonal(first).neg_()
+        scratch = self._buffer(2, x.shape)
+        if self._on_cpu and float(u.max()) < _SPAN:
+            grown = u.exp2_()  # of -log σ(-z) = log(1 + e^z) and σ(z) = e^z / (1 + e^z)
+            loss = torch.log1p(grown, out=scratch).sum()
+            slope = grown.div_(torch.add(grown, 1, out=scratch))
+        else:
+            z = u.div_(LOG2_E)
+            loss = F.softplus(z, threshold=40).sum()  # e^-40 is nothing beside 40, in float64 too
+            slope = z.sigmoid_()
+        if first is not None:
+            slope.diagonal(first).neg_()
+        sums = Sigmoid(loss, x.mul_(slope).sum(), slope.sum())
+        return sums, slope if self.lift == 1 or not slopes else slope.mul_(self.lift)
 
     def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
         if self._half:

@@ -40,7 +40,9 @@ class TritonChunks:
     def bounds(self, queries: int, keys: int, *, forward: bool) -> tuple[int, int]:
         if forward and not self._given:
             launch = launch_for(self._dtype, 1 << 20)
-            tiles = 12 / launch.block_m + 12 / launch.block_k  # bytes of partial sums for each logit
+            tiles = (
+                12 / launch.block_m + 12 / launch.block_k
+            )  # bytes of partial sums for each logit
             height = int(PARTIAL_BYTES / tiles / keys)
             return min(queries, max(launch.block_m, height - height % launch.block_m)), keys
         budget = COEFFICIENT_BYTES // self._dtype.itemsize
@@ -92,29 +94,24 @@ class TritonChunks:
         chunk: Tensor = operands[2]
         return chunk
 
-    def sigmoid_sums(
-        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-    ) -> Sigmoid:
+    def sigmoid(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        first: int | None,
+        *,
+        slopes: bool,
+    ) -> tuple[Sigmoid, Tensor]:
         m, k = len(queries), len(keys)
-        launch, operands = self._operands(queries, keys)
+        launch, operands = self._operands(queries, keys, writes=slopes)
         sums = scale.new_empty(3, launch.grid(m, k)[0])
-        kernels.sigmoid_sums_kernel[launch.grid(m, k)](
-            *operands[:3], scale, bias, sums, *operands[3:], _NOWHERE if first is None else first,
-            **launch.constants(self._given),
+        kernels.sigmoid_kernel[launch.grid(m, k)](
+            *operands[:3], scale, bias, sums, self.lift, *operands[3:],
+            _NOWHERE if first is None else first, SLOPES=slopes, **launch.constants(self._given),
         )  # fmt: skip
-        return Sigmoid(*sums.sum(1).unbind())
-
-    def sigmoid_slopes(
-        self, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, first: int | None
-    ) -> Tensor:
-        m, k = len(queries), len(keys)
-        launch, operands = self._operands(queries, keys, writes=True)
-        kernels.sigmoid_slopes_kernel[launch.grid(m, k)](
-            *operands[:3], scale, bias, self.lift, *operands[3:],
-            _NOWHERE if first is None else first, **launch.constants(self._given),
-        )  # fmt: skip
-        chunk: Tensor = operands[2]
-        return chunk
+        return Sigmoid(*sums.sum(1).unbind()), operands[2]
 
     def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
         if self._fused_accumulate:
@@ -124,7 +121,9 @@ class TritonChunks:
         else:
             total.addmm_(coefficients.float(), features.float())
 
-    def _operands(self, queries: Tensor, keys: Tensor, *, writes: bool = False) -> tuple[Launch, Any]:
+    def _operands(
+        self, queries: Tensor, keys: Tensor, *, writes: bool = False
+    ) -> tuple[Launch, Any]:
         """The launch, and (queries, keys, chunk, M, K, D, strides of the three)."""
         m, k = len(queries), len(keys)
         chunk = self._buffer
@@ -168,7 +167,10 @@ _WIDENS: dict[torch.dtype, bool] = {}
 def _addmm_widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch adds a half-precision product to a float32 sum in one call."""
     if dtype not in _WIDENS:
-        total, factor = torch.zeros(8, 8, device=device), torch.ones(8, 8, dtype=dtype, device=device)
+        total, factor = (
+            torch.zeros(8, 8, device=device),
+            torch.ones(8, 8, dtype=dtype, device=device),
+        )
         try:
             torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
             _WIDENS[dtype] = dtype != torch.float32 and bool((total == 8).all())

@@ -18,7 +18,9 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_of_program(rows, columns, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr):
+def tile_of_program(
+    rows, columns, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr
+):
     """(tile row, tile column): bands of GROUP tile rows, each walked column by column, so that
     programs that run together share keys in L2.
     """
@@ -61,9 +63,7 @@ def tile_products(
     key_at = keys + key_rows[None, :] * key_stride + depth[:, None]
     products = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
     for _ in range(0, D, BLOCK_D):
-        products = tl.dot(
-            tl.load(query_at), tl.load(key_at), products, input_precision="ieee"
-        )
+        products = tl.dot(tl.load(query_at), tl.load(key_at), products, input_precision="ieee")
         query_at += BLOCK_D
         key_at += BLOCK_D
     return products
@@ -179,13 +179,14 @@ def softmax_coefficients_kernel(
 
 
 @triton.jit
-def sigmoid_sums_kernel(
+def sigmoid_kernel(
     queries,
     keys,
-    chunk,  # products, if GIVEN
+    chunk,  # (M, K): products in, if GIVEN; slopes out, if SLOPES
     scale,  # () fp32
     bias,  # () fp32
     sums,  # (3, tiles) fp32: -Σ log σ(±z), its derivatives by the scale and by the bias
+    lift,  # a power of two that the slopes are multiplied by
     M,
     K,
     D,
@@ -198,7 +199,9 @@ def sigmoid_sums_kernel(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     GIVEN: tl.constexpr,
+    SLOPES: tl.constexpr,
 ):
+    """The sums of each tile, and d(-log σ(±z))/dz of each logit."""
     tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
     row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -220,43 +223,8 @@ def sigmoid_sums_kernel(
     tl.store(sums + program, tl.sum(tl.where(inside, loss, 0.0)))
     tl.store(sums + programs + program, tl.sum(tl.where(inside, slope * x, 0.0)))
     tl.store(sums + 2 * programs + program, tl.sum(tl.where(inside, slope, 0.0)))
-
-
-@triton.jit
-def sigmoid_slopes_kernel(
-    queries,
-    keys,
-    chunk,  # (M, K): products in, if GIVEN; slopes out
-    scale,  # () fp32
-    bias,  # () fp32
-    lift,  # a power of two that the slopes are multiplied by
-    M,
-    K,
-    D,
-    query_stride,
-    key_stride,
-    chunk_stride,
-    first,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-    GIVEN: tl.constexpr,
-):
-    """d(-log σ(±z))/dz."""
-    tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
-    row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
-    x = tile_products(
-        queries, keys, chunk, row, column, M, K, D, query_stride, key_stride, chunk_stride,
-        BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
-    )  # fmt: skip
-    z = x * tl.load(scale) + tl.load(bias)
-    is_pair = row[:, None] + first == column[None, :]
-    z = tl.where(is_pair, -z, z)
-    slope = _logistic(z, tl.exp2(-tl.abs(z) * 1.4426950408889634))
-    slope = tl.where(is_pair, -slope, slope) * lift
-    _store_tile(chunk, slope, row, column, M, K, chunk_stride)
+    if SLOPES:
+        _store_tile(chunk, slope * lift, row, column, M, K, chunk_stride)
 
 
 @triton.jit
