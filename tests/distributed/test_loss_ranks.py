@@ -38,6 +38,7 @@ def cases(rank: int, world_size: int) -> list[Case]:
                 Case("ClipLoss", each, **kind),
                 Case("ClipLoss", each, **kind, bias=1.5, same_upstream=True),
                 Case("ClipLoss", each, **kind, scale=100.0),
+                Case("ClipLoss", each, {"exchange": "ring"}, **kind),
                 Case("CoCaLoss", {**weights, **each}, **kind),
                 Case("DistillClipLoss", each, **kind),
             ]
@@ -45,6 +46,7 @@ def cases(rank: int, world_size: int) -> list[Case]:
             found.append(Case("SigLipLoss", {"dist_impl": way, **who}, **kind, bias=-2.0))
     found += [Case("ClipLoss", each, rows=1, width=3, dtype=torch.float64) for each in flags]
     found += [Case("ClipLoss", each, rows=33, width=64, rows_are="matched") for each in flags]
+    found += [Case("ClipLoss", flags[-1], {"exchange": "ring"}, rows=1, width=3)]
     return found
 
 
@@ -89,7 +91,7 @@ def everything(rank: int, world_size: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "parity": failures_of_all(rank, world_size, seed),
         "warnings": warnings_of_all(rank, world_size),
-        "bytes": bytes_in_backward(rank, world_size),
+        "bytes": bytes_received(rank, world_size),
         "agreement": agreement_errors(rank, world_size),
         "ddp": ddp_parameters(rank, world_size, seed),
     }
@@ -104,36 +106,45 @@ def test_every_rank_has_the_references_loss_and_gradients(world, index):
     assert not found, "\n".join(found)
 
 
-def bytes_in_backward(rank: int, world_size: int) -> dict[str, int]:
-    """Bytes of what this rank receives in collectives of the backward pass, and of all features."""
-    rows, width = 64, 128
-    image = torch.randn(rows, width, requires_grad=True)
-    text = torch.randn(rows, width, requires_grad=True)
-    loss = fastclip_kernels.clip_loss(
-        image,
-        text,
-        1.0,
-        local_loss=True,
-        gather_with_grad=True,
-        rank=rank,
-        world_size=world_size,
-    )
-    received = []
+def bytes_received(rank: int, world_size: int) -> dict[str, Any]:
+    """Bytes that this rank receives in collectives, forward and backward, with and without autocast;
+    and of all features in float32, which is what the reference gathers, and reduces in backward.
+    """
+    rows, width = 64, 512
+    flags = {"local_loss": True, "gather_with_grad": True, "rank": rank, "world_size": world_size}
+    image, text = (torch.randn(rows, width, requires_grad=True) for _ in range(2))
+    fastclip_kernels.clip_loss(image, text, 1.0, **flags)  # the batch size is agreed on
+    received: list[int] = []
 
     def all_gather(output, rows, world):
         received.append(output.numel() * output.element_size())
         return original(output, rows, world)
 
     def forbidden(*args, **kwargs):
-        raise AssertionError("a collective that backward does not need")
+        raise AssertionError("a collective that is not needed")
 
+    counts = {"features": 2 * world_size * rows * width * 4}
     with pytest.MonkeyPatch.context() as patch:
         original = distributed._all_gather
         patch.setattr(distributed, "_all_gather", all_gather)
         for name in ("all_reduce", "all_to_all_single", "broadcast", "batch_isend_irecv"):
             patch.setattr(dist, name, forbidden)
-        loss.backward()
-    return {"received": sum(received), "features": 2 * world_size * rows * width * 4}
+        for amp in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                agreement = distributed.BatchAgreement()
+                distributed.agree(
+                    "",
+                    agreement,
+                    image.to(torch.bfloat16) if amp else image,
+                    distributed.join_world("", rank, world_size),
+                )
+                received.clear()
+                loss = fastclip_kernels.clip_loss(image, text, 1.0, **flags, agreement=agreement)
+            counts[f"forward, autocast {amp}"] = sum(received)
+            received.clear()
+            loss.backward()
+            counts[f"backward, autocast {amp}"] = sum(received)
+    return counts
 
 
 def warnings_of_all(rank: int, world_size: int) -> list[str]:
@@ -204,9 +215,13 @@ def test_disagreement_is_one_error_on_every_rank(two_ranks):
     assert "rank 1 now has (6, 4)" in two_ranks[1]["agreement"]["alone"]
 
 
-def test_backward_communicates_sums_and_no_features(two_ranks):
+def test_features_travel_once_and_their_gradients_never(two_ranks):
     for counts in (each["bytes"] for each in two_ranks):
-        assert 0 < counts["received"] <= counts["features"] / 100, counts
+        features = counts["features"]
+        assert counts["forward, autocast False"] == features
+        assert counts["forward, autocast True"] == features / 2
+        for amp in (False, True):
+            assert 0 < counts[f"backward, autocast {amp}"] <= features / 100, counts
 
 
 def ddp_parameters(rank: int, world_size: int, seed: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ class Case:
 
     loss: str = "ClipLoss"  # a class name, the same in the reference and in ours
     options: dict[str, Any] = field(default_factory=dict)  # of its constructor
+    ours: dict[str, Any] = field(default_factory=dict)  # options that the reference has not
     rows: int = 17  # of each rank
     width: int = 33
     scale: float = 14.3
@@ -70,7 +71,8 @@ class Case:
         return self.autocast or self.dtype
 
     def __str__(self) -> str:
-        parts = [self.loss, *(f"{key}={value}" for key, value in self.options.items())]
+        options = {**self.options, **self.ours}
+        parts = [self.loss, *(f"{key}={value}" for key, value in options.items())]
         parts += [f"{self.rows}x{self.width}", f"s={self.scale:g}", f"b={self.bias}"]
         parts += [str(self.dtype)[6:], f"amp={str(self.autocast)[6:]}" if self.autocast else ""]
         parts += [self.rows_are if self.rows_are != "random" else ""]
@@ -216,7 +218,8 @@ def _errors(
     """Our error and the reference's of every number and gradient, in one draw."""
     truth = run(case, reference, inputs, upstream, wide=True)
     theirs = run(case, reference, inputs, upstream, wide=False)
-    ours = run(case, kernels, inputs, upstream, wide=False)
+    with_ours = replace(case, options={**case.options, **case.ours})
+    ours = run(with_ours, kernels, inputs, upstream, wide=False)
     errors = {}
     for what, value in truth.items():
         floor = feature_floor(case.scale, case.rows) if value.ndim else SCALAR_FLOOR

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastclip_kernels as kernels
-from fastclip_kernels.backend import Backend, resolve
+from fastclip_kernels.backend import resolve
 from tests.kernels.parity import load_reference
 
 NAMES = ["ClipLoss", "SigLipLoss", "CoCaLoss", "DistillClipLoss"]
@@ -25,7 +25,7 @@ def test_signatures_are_the_references(name, method):
     reference = load_reference()
     theirs = inspect.signature(getattr(getattr(reference, name), method)).parameters.values()
     ours = inspect.signature(getattr(getattr(kernels, name), method)).parameters.values()
-    described = [(p.name, p.kind, p.default) for p in ours if p.name != "backend"]
+    described = [(p.name, p.kind, p.default) for p in ours if p.name not in ("backend", "exchange")]
     assert described == [(p.name, p.kind, p.default) for p in theirs]
 
 
@@ -144,6 +144,8 @@ def test_bad_options_are_refused_when_the_loss_is_made():
         kernels.ClipLoss(use_horovod=True)
     with pytest.raises(ValueError, match="CoCaLoss: use_horovod=True is not supported"):
         kernels.CoCaLoss(1.0, 1.0, use_horovod=True)
+    with pytest.raises(ValueError, match=r"ClipLoss: exchange must be one of.*got 'star'"):
+        kernels.ClipLoss(exchange="star")
     with pytest.raises(ValueError, match=r"SigLipLoss: dist_impl must be one of.*got 'ring'"):
         kernels.SigLipLoss(dist_impl="ring")
     with pytest.raises(ValueError, match=r"ClipLoss: backend must be one of.*got 'cuda'"):
@@ -158,14 +160,29 @@ def test_distillation_checks_the_teacher_too(pair):
         kernels.DistillClipLoss()(image, text, 1.0, image, text[:3], 1.0)
 
 
-def test_a_named_backend_never_falls_back(pair):
-    with pytest.raises(kernels.BackendUnavailable, match=r"this version .* has no Triton form"):
-        kernels.clip_loss(*pair, 1.0, backend="triton")
-    for name in NAMES:
-        weights = (1.0, 1.0) if name == "CoCaLoss" else ()
-        with pytest.raises(kernels.BackendUnavailable, match=f"{name}: backend='triton'"):
-            getattr(kernels, name)(*weights, backend="triton")
-    assert resolve("op", "auto").backend is resolve("op", "torch").backend is Backend.TORCH
-    assert torch.equal(
-        kernels.clip_loss(*pair, 1.0, backend="torch"), kernels.clip_loss(*pair, 1.0)
-    )
+@pytest.mark.parametrize("op", ["clip_loss", "siglip_loss"])
+def test_a_named_backend_never_falls_back(op, pair, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    loss = getattr(kernels, op)
+    with pytest.raises(kernels.BackendUnavailable, match=r"needs a CUDA device.*are on cpu"):
+        loss(*pair, 1.0, 0.0, backend="triton")
+    with pytest.raises(kernels.BackendUnavailable, match="no float64 form"):
+        loss(*(each.double() for each in pair), 1.0, 0.0, backend="triton")
+    assert torch.equal(loss(*pair, 1.0, 0.0, backend="torch"), loss(*pair, 1.0, 0.0))
+
+
+def test_distillation_has_no_triton_form(pair):
+    with pytest.raises(kernels.BackendUnavailable, match="no Triton form"):
+        kernels.DistillClipLoss(backend="triton")(*pair, 1.0, *pair, 1.0)
+
+
+def test_auto_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve("op", "auto", cpu).backend == "torch"
+    assert "CUDA" in resolve("op", "auto", cpu).reason
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert resolve("op", "auto", cuda, torch.bfloat16).backend == "triton"
+    assert resolve("op", "auto", cuda, torch.float64).backend == "torch"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0" in resolve("op", "auto", cuda, torch.bfloat16).reason

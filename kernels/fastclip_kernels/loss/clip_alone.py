@@ -51,7 +51,7 @@ def clip_alone_backward(
         chunks = make_chunks(backend, image.device, dtype)
         image_product, text_product = image.to(dtype), text.to(dtype)
         by_image, by_text = square_gradients(
-            chunks, image_product, text_product, scale, Softmax(*sums, sums.new_empty(0)),
+            chunks, image_product, text_product, scale, Softmax.saved(sums),
             wanted=(to_image or (to_scale and not to_text), to_text),
         )  # fmt: skip
         factor = upstream / (2 * len(image))

@@ -136,8 +136,8 @@ def clip_ranks_backward(
         results = [image.new_empty(0), text.new_empty(0)]
         if to_image or to_text:
             images, texts = image.to(dtype), text.to(dtype)
-            rows = Softmax(*sums[:3], sums.new_empty(0))
-            columns = Softmax(*sums[3:], sums.new_empty(0))
+            rows = Softmax.saved(sums[:3])
+            columns = Softmax.saved(sums[3:])
             terms = _terms(across, upstream, rows, columns, world)
             blocks: Iterator[tuple[int, Tensor, Tensor]] = iter([(0, all_images, all_texts)])
             if ring:
@@ -155,7 +155,7 @@ def clip_ranks_backward(
                     totals, sides, strict=True
                 ):
                     if wanted:
-                        other = None if others is None else tuple(each[here] for each in others)
+                        other = None if others is None else others.at(here)
                         add_row_gradient(
                             chunks, total, queries, keys, at, scale, own, terms.own_weight, other,
                             pairs, first,
@@ -194,6 +194,17 @@ def _(
     )
 
 
+class _Others(NamedTuple):
+    """The softmaxes of all ranks' images, or of all texts: (N,) each."""
+
+    top: Tensor
+    inverse: Tensor
+    weight: Tensor
+
+    def at(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return self.top[rows], self.inverse[rows], self.weight[rows]
+
+
 class _Terms(NamedTuple):
     """The coefficients of a rank's gradient, without `factor`: at most 1 in size, so that what is
     rounded to half precision stays a probability.
@@ -201,8 +212,8 @@ class _Terms(NamedTuple):
 
     factor: Tensor  # ()
     own_weight: Tensor  # ()
-    rows: tuple[Tensor, Tensor, Tensor] | None  # (N,) top, inverse, weight of all images' softmaxes
-    columns: tuple[Tensor, Tensor, Tensor] | None  # of all texts'
+    rows: _Others | None
+    columns: _Others | None
     row_pairs: Tensor  # (b,) coefficient of each own image's pair
     column_pairs: Tensor  # (b,) of each own text's
 
@@ -240,8 +251,8 @@ def _terms(
     return _Terms(
         factor,
         own,
-        (of_rows[0], of_rows[1], weights),
-        (of_rows[2], of_rows[3], weights),
+        _Others(of_rows[0], of_rows[1], weights),
+        _Others(of_rows[2], of_rows[3], weights),
         both,
         both,
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backend import BackendName, resolve
+from ..backend import BackendName, BackendUnavailable, resolve
 from .checks import as_scalar, check_features, product_dtype, sum_dtype
 from .distributed import (
     BatchAgreement,
@@ -57,7 +57,8 @@ def distill_clip_loss(
             f"{OP}: dist_image_features must have {len(image_features)} rows like image_features,"
             f" got {tuple(dist_image_features.shape)}"
         )
-    if resolve(OP, backend, image_features.device).backend == "triton" and backend == "triton":
+    resolve(OP, "auto" if backend == "triton" else backend)
+    if backend == "triton":
         raise BackendUnavailable(
             f"{OP}: backend='triton' cannot run: it has no Triton form. Use backend='torch' or 'auto'"
         )

@@ -65,7 +65,7 @@ def join_world(op: str, rank: int, world_size: int, group: Any = None) -> World 
 
 def world_named(name: str) -> World:
     """The world whose `name` this is."""
-    group = distributed_c10d._resolve_process_group(name)
+    group = distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]  # a str
     return World(group, dist.get_rank(group), dist.get_world_size(group))
 
 

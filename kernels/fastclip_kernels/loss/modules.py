@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BackendName, resolve
-from .clip import clip_loss
+from .clip import Exchange, clip_loss
 from .distill import distill_clip_loss
 from .distributed import BatchAgreement
 from .siglip import DistImpl, siglip_loss
@@ -24,7 +24,7 @@ class ClipLoss(nn.Module):
     `rank` and `world_size` are those of the default process group. With several ranks the loss is
     created before or after `init_process_group`, and called after it. All calls of one object bring
     one batch size (see BatchAgreement); for a shorter evaluation batch use an object with
-    world_size=1.
+    world_size=1. `backend` and `exchange` are ours, as `clip_loss` explains them.
     """
 
     def __init__(
@@ -36,8 +36,14 @@ class ClipLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
         backend: BackendName = "auto",
+        exchange: Exchange = "auto",
     ) -> None:
         super().__init__()
+        if exchange not in get_args(Exchange):
+            raise ValueError(
+                f"{type(self).__name__}: exchange must be one of {get_args(Exchange)},"
+                f" got {exchange!r}"
+            )
         if use_horovod:
             raise ValueError(
                 f"{type(self).__name__}: use_horovod=True is not supported; use torch.distributed"
@@ -50,6 +56,7 @@ class ClipLoss(nn.Module):
         self.world_size = world_size
         self.use_horovod = use_horovod
         self.backend: BackendName = backend
+        self.exchange: Exchange = exchange
         self.agreement = BatchAgreement()
 
     def forward(
@@ -79,6 +86,7 @@ class ClipLoss(nn.Module):
             gather_with_grad=self.gather_with_grad,
             rank=self.rank,
             world_size=self.world_size,
+            exchange=self.exchange,
             backend=self.backend,
             agreement=self.agreement,
         )
@@ -99,9 +107,17 @@ class CoCaLoss(ClipLoss):
         world_size: int = 1,
         use_horovod: bool = False,
         backend: BackendName = "auto",
+        exchange: Exchange = "auto",
     ) -> None:
         super().__init__(
-            local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod, backend
+            local_loss,
+            gather_with_grad,
+            cache_labels,
+            rank,
+            world_size,
+            use_horovod,
+            backend,
+            exchange,
         )
         self.clip_loss_weight = clip_loss_weight
         self.caption_loss_weight = caption_loss_weight

@@ -49,9 +49,13 @@ def _(
     backend: str,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    scalars = (scale.new_empty(()) for _ in range(3))
-    to_image = scale.new_empty(image.shape if gradients else (0,))
-    return *scalars, to_image, scale.new_empty(text.shape if gradients else (0,))
+    return (
+        scale.new_empty(()),
+        scale.new_empty(()),
+        scale.new_empty(()),
+        scale.new_empty(image.shape if gradients else (0,)),
+        scale.new_empty(text.shape if gradients else (0,)),
+    )
 
 
 @custom_op("siglip_block_backward")

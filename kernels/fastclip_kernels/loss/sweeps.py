@@ -114,6 +114,11 @@ class Softmax(NamedTuple):
     surprise: Tensor  # (M,) -log p of the row's pair
     gap: Tensor  # (M,) Σ_j p_ij x_ij - x of the pair: d surprise / d scale; empty where not asked for
 
+    @classmethod
+    def saved(cls, sums: Tensor) -> Softmax:
+        """From the first three fields, stacked, as a loss keeps them for backward."""
+        return cls(sums[0], sums[1], sums[2], sums.new_empty(0))
+
 
 def exponent_scale(scale: Tensor) -> Tensor:
     """What products are multiplied by to give exponents.
