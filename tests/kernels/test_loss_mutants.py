@@ -13,86 +13,97 @@ from tests.distributed.launch import run_ranks
 from tests.kernels.mutants import Planted, plant
 from tests.kernels.parity import Case, compare, failures, load_reference
 
-CHUNKED, CLIP, SIGLIP = "loss/chunked.py", "loss/clip.py", "loss/siglip.py"
-RANKS = "loss/distributed.py"
+SWEEPS, CHUNKS = "loss/sweeps.py", "loss/torch_chunks.py"
+ALONE, ACROSS, BLOCK = "loss/clip_alone.py", "loss/clip_ranks.py", "loss/siglip_block.py"
+SIGLIP, RANKS = "loss/siglip.py", "loss/distributed.py"
 
-ALONE = [
-    Planted("sign of the pair", CHUNKED, "torch.expm1(-softmax", "-torch.expm1(-softmax"),
-    Planted("sign of a positive", CHUNKED, "copy_(F.logsigmoid(z.", "copy_(F.logsigmoid(-z."),
+IN_ONE_PROCESS = [
+    Planted("sign of the pair", SWEEPS, "torch.expm1(-softmax", "-torch.expm1(-softmax"),
     Planted(
-        "missing column half",
-        CHUNKED,
-        "c += torch.exp(z - columns",
-        "c += 0 * torch.exp(z - columns",
+        "sign of a positive", CHUNKS, "            u.diagonal(first).neg_()\n", "            pass\n"
     ),
+    Planted(
+        "sign of a positive's slope",
+        CHUNKS,
+        "            slope.diagonal(first).neg_()\n",
+        "            pass\n",
+    ),
+    Planted("missing column half", CHUNKS, ".mul_(factor).add_(other)", ".mul_(factor)"),
     Planted(
         "missing text gradient",
-        CHUNKED,
-        "        to_text += wide_product(c.T, image[start:stop])\n",
-        "",
+        SWEEPS,
+        "chunks.accumulate(to_text[j], c.T, image[i])",
+        "to_text[j]",
     ),
-    Planted("bias dropped", CHUNKED, "        z = x * scale + bias\n", "        z = x * scale\n"),
-    Planted("maximum not subtracted", CHUNKED, "torch.exp(z - top.unsqueeze(dim))", "torch.exp(z)"),
+    Planted("bias dropped", CHUNKS, ".add_(bias * LOG2_E)", ""),
     Planted(
-        "earlier chunks forgotten", CHUNKED, "self.rest = self.rest * shrink + ", "self.rest = "
-    ),
-    Planted("pair misplaced in later chunks", CHUNKED, "dim=0, pairs=start", "dim=0, pairs=0"),
-    Planted(
-        "k-fold gradient",
-        CLIP,
-        "factor = upstream / (2 * len(image))",
-        "factor = upstream / len(image)",
+        "maximum not subtracted",
+        CHUNKS,
+        "torch.sub(u, top.unsqueeze(1), out",
+        "torch.sub(u, 0 * top.unsqueeze(1), out",
     ),
     Planted(
-        "scale left out",
-        CLIP,
-        "to_image = (to_image * (factor * scale))",
-        "to_image = (to_image * factor)",
+        "earlier chunks forgotten",
+        SWEEPS,
+        "Sums(top, a.rest * of_a + b.rest * of_b, moment)",
+        "Sums(top, b.rest * of_b, moment)",
     ),
     Planted(
-        "scale gradient halved",
-        CLIP,
-        "factor * (rows.gap.sum() + columns.gap.sum())",
-        "factor * rows.gap.sum()",
+        "pair misplaced in later chunks",
+        SWEEPS,
+        "                i.start - j.start,\n",
+        "                0,\n",
+    ),
+    Planted("k-fold gradient", ALONE, "upstream / (2 * len(image))", "upstream / len(image)"),
+    Planted("scale left out", ALONE, "factor = factor * scale", "factor = factor * 1"),
+    Planted(
+        "scale gradient halved", ALONE, "factor * inner_product", "0.5 * factor * inner_product"
     ),
     Planted(
-        "mean over pairs left out", SIGLIP, "factor = upstream / len(image)", "factor = upstream"
+        "mean over pairs left out",
+        BLOCK,
+        "factor = upstream * scale / len(image)",
+        "factor = upstream * scale",
     ),
 ]
 
-ACROSS = [
-    Planted("columns of another rank", RANKS, "return self.rank * local_rows", "return 0"),
+# only where chunks are large enough for one exponential to serve rows and columns
+OF_SHARED_EXPONENTIALS = [
     Planted(
-        "upstream of another rank", CLIP, "weights[world.rank], weights", "weights[0], weights"
+        "missing column half, shared", CHUNKS, "column_part = torch", "column_part = 0 * torch"
     ),
     Planted(
+        "row's own shift forgotten", CHUNKS, "torch.exp2(top - shift))", "torch.exp2(0 * top))"
+    ),
+]
+
+BETWEEN_RANKS = [
+    Planted("columns of another rank", RANKS, "return self.rank * local_rows", "return 0"),
+    Planted("upstream of another rank", ACROSS, "relative[world.rank]", "relative[0]"),
+    Planted(
         "own upstream for all",
-        CLIP,
-        "weights.repeat_interleave(pairs)",
-        "weights[world.rank].expand(len(weights) * pairs)",
+        ACROSS,
+        "weights = relative.repeat_interleave(pairs)",
+        "weights = relative[world.rank].expand(len(relative) * pairs)",
     ),
     Planted(
         "column term missing",
-        CLIP,
-        "column_side = (column_top, column_inverse, weights)",
-        "column_side = None",
+        ACROSS,
+        "other = None if others is None else",
+        "other = None if True else",
     ),
-    Planted("own upstream, not the mean", CLIP, "return everyone.mean()", "return upstream"),
+    Planted("own upstream, not the mean", ACROSS, "upstreams.mean()", "upstream"),
     Planted(
-        "global loss not reduced",
-        CLIP,
-        "            dist.all_reduce(sums, group=world.group)\n",
-        "",
+        "global loss not reduced", ACROSS, "dist.all_reduce(totals, group=world.group)", "pass"
     ),
-    Planted(
-        "divided by own rows only", CLIP, "pairs if across.local_loss else", "pairs if True else"
-    ),
+    Planted("divided by own rows only", ACROSS, "pairs *= world.size", "pairs *= 1"),
     Planted(
         "two-sided where one-sided",
-        CLIP,
+        ACROSS,
         "return self.local_loss and not self.gather_with_grad",
         "return False",
     ),
+    Planted("ring's blocks of another rank", RANKS, "(world.rank - step)", "(world.rank + step)"),
     Planted("texts sent back the wrong way", RANKS, "tuple(-shift for", "tuple(shift for"),
     Planted("gradient kept on own rank", RANKS, 'gradient_to == "every rank")\n', "False)\n"),
     Planted("own texts as negatives", SIGLIP, "world.first_row(len(image_features))", "None"),
@@ -108,6 +119,7 @@ def cases(rank: int, world_size: int) -> list[Case]:
         for local in (False, True)
         for grad in (False, True)
     ]
+    found.append(Case("ClipLoss", found[-1].options, {"exchange": "ring"}, **kind))
     found += [
         Case("SigLipLoss", {"dist_impl": way, **who}, **kind)
         for way in ("bidir", "shift", "reduce", "gather")
@@ -118,8 +130,8 @@ def cases(rank: int, world_size: int) -> list[Case]:
 
 def failures_of(kernels, seed: int, rank: int = 0, world_size: int = 1) -> list[str]:
     reference = load_reference()
-    original = kernels.loss.chunked._CHUNK_BYTES_CPU
-    kernels.loss.chunked._CHUNK_BYTES_CPU = 4 * 9 * 5  # five rows or columns of nine
+    original = kernels.loss.torch_chunks.CHUNK_BYTES_CPU
+    kernels.loss.torch_chunks.CHUNK_BYTES_CPU = 4 * 9 * 5  # six rows by seven columns of nine
     try:
         return [
             line
@@ -127,7 +139,7 @@ def failures_of(kernels, seed: int, rank: int = 0, world_size: int = 1) -> list[
             for line in failures(case, compare(case, kernels, reference, seed, rank, world_size))
         ]
     finally:
-        kernels.loss.chunked._CHUNK_BYTES_CPU = original
+        kernels.loss.torch_chunks.CHUNK_BYTES_CPU = original
 
 
 @pytest.fixture
@@ -137,15 +149,23 @@ def seed():
     return seed
 
 
-@pytest.mark.parametrize("error", ALONE, ids=[error.name for error in ALONE])
+@pytest.mark.parametrize("error", IN_ONE_PROCESS, ids=lambda error: error.name)
 def test_an_error_planted_in_one_process_is_seen(error, seed, tmp_path):
     assert not failures_of(fastclip_kernels, seed)
     assert failures_of(plant(error, tmp_path), seed)
 
 
+@pytest.mark.parametrize("error", OF_SHARED_EXPONENTIALS, ids=lambda error: error.name)
+def test_an_error_planted_in_a_shared_exponential_is_seen(error, seed, tmp_path):
+    reference = load_reference()
+    case = Case("ClipLoss", rows=300, width=8, dtype=torch.float64, scale=9.0)
+    assert not failures(case, compare(case, fastclip_kernels, reference, seed))
+    assert failures(case, compare(case, plant(error, tmp_path), reference, seed))
+
+
 def failures_on_ranks(rank: int, world_size: int, folder: str, seed: int) -> dict[str, int]:
     found = {"nothing planted": len(failures_of(fastclip_kernels, seed, rank, world_size))}
-    for error in ACROSS:
+    for error in BETWEEN_RANKS:
         kernels = plant(error, Path(folder, str(rank)))
         found[error.name] = len(failures_of(kernels, seed, rank, world_size))
     return found
@@ -162,7 +182,7 @@ def on_three_ranks(tmp_path_factory):
 
 
 @pytest.mark.slow  # a launch of three ranks with a dozen packages each
-@pytest.mark.parametrize("name", [error.name for error in ACROSS])
+@pytest.mark.parametrize("name", [error.name for error in BETWEEN_RANKS])
 def test_an_error_planted_across_ranks_is_seen(on_three_ranks, name):
     assert on_three_ranks["nothing planted"] == 0
     assert on_three_ranks[name] > 0
