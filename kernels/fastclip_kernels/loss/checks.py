@@ -14,8 +14,13 @@ _FLOATS = (torch.float64, torch.float32, *_HALF)
 
 def check_features(op: str, names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     """Both must be (B, D) with B, D >= 1, of one device, and of one float dtype unless autocast
-    unifies it.
+    unifies it; and not inside a transform of torch.func, which an op's own gradient does not support.
     """
+    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        raise RuntimeError(
+            f"{op}: not supported inside torch.func transforms (grad, vmap, jvp, ...); use"
+            " torch.autograd.grad, or fastclip_kernels.loss.reference inside the transform"
+        )
     for name, features in zip(names, (first, second), strict=True):
         if not isinstance(features, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(features).__name__}")
