@@ -55,18 +55,21 @@ def trips(built: Built, flops_of_block: float) -> float:
 
 
 def model(
-    built: Built, chip: Chip, *, blocks: int, flops_of_block: float, hbm_bytes: float
+    built: Built,
+    chip: Chip,
+    *,
+    blocks: int,
+    flops_of_block: float,  # of its matrix product
+    l2_bytes: float,  # of the launch, to and from multiprocessors
+    hbm_bytes: float,  # of the launch, to and from memory
 ) -> Modelled:
-    """`flops_of_block`: of its matrix product; `hbm_bytes`: of the whole launch, from and to memory."""
     count = trips(built, flops_of_block)
     code, times = built.code, math.ceil(blocks / chip.multiprocessors) / chip.clock * built.warps
     total = code.dynamic(count)
     pipes = {pipe: each * times for pipe, each in clocks(total, chip).items()}
-    through_l2 = (total.loads + total.copies + total.stores) * built.warps * blocks
-    pipes["l2"] = through_l2 / chip.l2 / chip.clock
+    pipes["l2"] = l2_bytes / chip.l2 / chip.clock
     pipes["hbm"] = hbm_bytes / chip.hbm
     loop = Work().plus(code.inside, count)
     in_loop = max(clocks(loop, chip).values()) * times
-    in_loop = max(in_loop, loop.copies * built.warps * blocks / chip.l2 / chip.clock)
     rest = max(clocks(code.outside, chip).values()) * times
-    return Modelled(pipes, max(in_loop + rest, pipes["hbm"], pipes["l2"]))
+    return Modelled(pipes, max(in_loop, pipes["l2"], pipes["hbm"]) + rest)

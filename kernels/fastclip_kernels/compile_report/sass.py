@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-_LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
+_LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 
 _FMA = {"FADD", "FMUL", "FFMA", "IMAD", "HFMA2", "HADD2", "HMUL2"}
@@ -29,6 +29,7 @@ _LOCAL = {"LDL", "STL"}
 class Instruction(NamedTuple):
     opcode: str  # with its modifiers, as LDG.E.128
     operands: str
+    predicated: bool = False
 
     @property
     def base(self) -> str:
@@ -86,23 +87,58 @@ def read(listing: str) -> Code:
         if label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
         elif found := _LINE.match(line):
-            instructions.append(Instruction(found[1], found[2]))
-    loops = set()
-    for i, instruction in enumerate(instructions):
-        target = re.search(r"\((\.L_x_\d+)\)", instruction.operands)
-        # a branch to itself ends the listing: padding that is never reached
-        if instruction.base == "BRA" and target and labels[target[1]] < i:
-            loops.add((labels[target[1]], i))
-    if len(loops) > 1:
-        raise ValueError(f"{len(loops)} loops in one kernel; at most one can be counted")
-    first, last = loops.pop() if loops else (0, -1)
+            instructions.append(Instruction(found[2], found[3], bool(found[1])))
+    body = _loop(instructions, labels)
     inside, outside = Work(), Work()
     for i, instruction in enumerate(instructions):
-        if first <= i <= last:
+        if i in body:
             inside = inside.plus(work_of(instruction))
         else:
             outside = outside.plus(work_of(instruction))
     return Code(Counter(i.base for i in instructions), outside, inside)
+
+
+def _loop(instructions: list[Instruction], labels: dict[str, int]) -> set[int]:
+    """Where the loop's instructions stand. Jumping back is not enough: rare code is put at the end,
+    and returns.
+    """
+    after: list[list[int]] = []
+    back = []
+    for i, instruction in enumerate(instructions):
+        target = re.search(r"\((\.L_x_\d+)\)", instruction.operands)
+        leaves = instruction.base in ("BRA", "EXIT", "RET") and not instruction.predicated
+        following = [] if leaves or i + 1 == len(instructions) else [i + 1]
+        if instruction.base == "BRA" and target:
+            following.append(labels[target[1]])
+            # a branch to itself ends the listing: padding that is never reached
+            if labels[target[1]] < i:
+                back.append((labels[target[1]], i))
+        after.append(following)
+    before: list[list[int]] = [[] for _ in instructions]
+    for i, following in enumerate(after):
+        for j in following:
+            before[j].append(i)
+    loops = [
+        body
+        for first, last in back
+        if (body := _reached(first, after, {last}) & _reached(last, before, {first}))
+        >= {first, last}
+    ]
+    if len(loops) > 1:
+        raise ValueError(f"{len(loops)} loops in one kernel; at most one can be counted")
+    return loops[0] if loops else set()
+
+
+def _reached(start: int, edges: list[list[int]], stop: set[int]) -> set[int]:
+    """From `start` along `edges`, not beyond `stop`."""
+    found, todo = {start}, [start]
+    while todo:
+        node = todo.pop()
+        if node not in stop:
+            new = set(edges[node]) - found
+            found |= new
+            todo += new
+    return found
 
 
 def work_of(instruction: Instruction) -> Work:

@@ -1,0 +1,112 @@
+"""The kernel variants that the selection table can choose, specialised as Triton does at run time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ..loss import triton_kernels
+from ..loss.triton_table import Launch, launch_for
+from .build import Argument, Built, compile_kernel
+
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_FEATURES = ("queries", "keys", "chunk")
+_SIZES = ("M", "K", "D", "query_stride", "key_stride", "chunk_stride", "first")
+
+
+class Form(NamedTuple):
+    """A kernel with its flags, as the sweeps call it."""
+
+    name: str
+    kernel: str
+    flags: dict[str, bool]
+
+    @property
+    def sigmoid(self) -> bool:
+        return self.kernel == "sigmoid_kernel"
+
+    @property
+    def stores_chunk(self) -> bool:
+        return "coefficients" in self.kernel or self.flags.get("SLOPES", False)
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        # both softmaxes of a square, without the derivative by the scale; and one of a rank's rows
+        Form("sums both ways", "softmax_sums_kernel", {"BOTH_WAYS": True, "MOMENT": False}),
+        Form("sums of rows", "softmax_sums_kernel", {"BOTH_WAYS": False, "MOMENT": True}),
+        Form("coefficients both ways", "softmax_coefficients_kernel", {"BOTH_WAYS": True}),
+        Form("coefficients of rows", "softmax_coefficients_kernel", {"BOTH_WAYS": False}),
+        Form("sigmoid sums", "sigmoid_kernel", {"SLOPES": False}),
+        Form("sigmoid slopes", "sigmoid_kernel", {"SLOPES": True}),
+    )
+}
+
+
+class Variant(NamedTuple):
+    form: str
+    dtype: torch.dtype
+    launch: Launch
+    arch: str
+    # whether `first` and the numbers of rows are multiples of 16, as Triton's specialisation asks
+    divisible: bool = True
+    one_row: bool = False  # M = K = 1 becomes a constant
+
+    def __str__(self) -> str:
+        tile = "x".join(map(str, self.launch[:3]))
+        notes = ["", " odd"][not self.divisible] + ["", " one row"][self.one_row]
+        return f"{self.form} {TYPES[self.dtype]} {tile} w{self.launch.warps} s{self.launch.stages}{notes}"
+
+    @property
+    def half(self) -> bool:
+        return self.dtype != torch.float32
+
+
+def selected(arch: str, widths: tuple[int, ...] = (512,)) -> Iterator[Variant]:
+    """What the table chooses for features of these widths."""
+    capability = int(arch.removeprefix("sm_"))
+    seen = set()
+    for dtype, form, width in itertools.product(TYPES, FORMS, widths):
+        launch = launch_for(dtype, width, sigmoid=FORMS[form].sigmoid, capability=capability)
+        variant = Variant(form, dtype, launch, arch)
+        if variant not in seen:
+            seen.add(variant)
+            yield variant
+
+
+def every(arch: str) -> Iterator[Variant]:
+    """All that the table can choose: any width, any number of rows."""
+    for variant in selected(arch, (512, 80)):
+        yield variant
+        yield variant._replace(divisible=False)
+        yield variant._replace(divisible=False, one_row=True)
+
+
+def compile_variant(variant: Variant) -> Built:
+    form, launch = FORMS[variant.form], variant.launch
+    kernel: Any = getattr(triton_kernels, form.kernel)
+    constants = {**launch.constants(not variant.half), **form.flags}
+    arguments = {name: _argument(name, variant, constants) for name in kernel.arg_names}
+    return compile_kernel(
+        kernel, arguments, int(variant.arch.removeprefix("sm_")), launch.warps, launch.stages
+    )
+
+
+def _argument(name: str, variant: Variant, constants: dict[str, Any]) -> Argument:
+    if name in constants:
+        return Argument("constexpr", value=constants[name])
+    if name in ("M", "K") and variant.one_row:
+        return Argument("constexpr", value=1)
+    if name in _FEATURES:  # torch's allocations, and rows that `_padded` aligns
+        return Argument("*" + TYPES[variant.dtype], divisible=True)
+    if name in _SIZES:
+        # feature strides and widths are padded to a block's; numbers of rows are what they are
+        always = name in ("D", "query_stride", "key_stride")
+        return Argument("i32", divisible=always or variant.divisible)
+    if name == "lift":
+        return Argument("fp32")
+    return Argument("*fp32", divisible=True)
