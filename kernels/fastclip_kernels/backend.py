@@ -6,6 +6,7 @@ Only `"auto"` may choose. A backend asked for by name never falls back to anothe
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Literal, NamedTuple, get_args
@@ -30,9 +31,14 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") not in ("", "0")
 
 
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _obstacle(device: torch.device | None, dtype: torch.dtype | None) -> str | None:
     """Why Triton cannot run on such features; None if it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_is_installed():
         return "triton is not installed"
     if dtype == torch.float64:
         return "it has no float64 form"
@@ -40,7 +46,9 @@ def _obstacle(device: torch.device | None, dtype: torch.dtype | None) -> str | N
         return None
     if device.type != "cuda":
         return f"it needs a CUDA device, and the features are on {device}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+    if torch.version.hip is not None:
+        return "it was never run on ROCm"
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer"
     return None
 

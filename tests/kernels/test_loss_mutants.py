@@ -13,12 +13,12 @@ from tests.distributed.launch import run_ranks
 from tests.kernels.mutants import Planted, plant
 from tests.kernels.parity import Case, compare, failures, load_reference
 
-SWEEPS, CHUNKS = "loss/sweeps.py", "loss/torch_chunks.py"
-ALONE, ACROSS, BLOCK = "loss/clip_alone.py", "loss/clip_ranks.py", "loss/siglip_block.py"
+SWEEPS, CHUNKS, SMALL = "loss/sweeps.py", "loss/torch_chunks.py", "loss/small.py"
+ALONE, ACROSS, OP = "loss/clip_alone.py", "loss/clip_ranks.py", "loss/op.py"
 SIGLIP, RANKS = "loss/siglip.py", "loss/distributed.py"
 
 IN_ONE_PROCESS = [
-    Planted("sign of the pair", SWEEPS, "torch.expm1(-softmax", "-torch.expm1(-softmax"),
+    Planted("sign of the pair", SWEEPS, "pairs = -softmax.missed", "pairs = softmax.missed"),
     Planted(
         "sign of a positive", CHUNKS, "            u.diagonal(first).neg_()\n", "            pass\n"
     ),
@@ -54,6 +54,7 @@ IN_ONE_PROCESS = [
         "                i.start - j.start,\n",
         "                0,\n",
     ),
+    Planted("a pair's own logit twice", CHUNKS, "        c.diagonal(first).zero_()\n", ""),
     Planted("k-fold gradient", ALONE, "upstream / (2 * len(image))", "upstream / len(image)"),
     Planted("scale left out", ALONE, "factor = factor * scale", "factor = factor * 1"),
     Planted(
@@ -61,7 +62,7 @@ IN_ONE_PROCESS = [
     ),
     Planted(
         "mean over pairs left out",
-        BLOCK,
+        OP,
         "factor = upstream * scale / len(image)",
         "factor = upstream * scale",
     ),
@@ -75,6 +76,13 @@ OF_SHARED_EXPONENTIALS = [
     Planted(
         "row's own shift forgotten", CHUNKS, "torch.exp2(top - shift))", "torch.exp2(0 * top))"
     ),
+]
+
+OF_FEW_PAIRS = [
+    Planted("few: sign of the pair", SMALL, "pairs = -softmax", "pairs = softmax"),
+    Planted("few: missing column half", SMALL, "weight[0].add_(weight[1].T)", "weight[0]"),
+    Planted("few: bias dropped", SMALL, "torch.add(bias, x", "torch.add(0 * bias, x"),
+    Planted("few: maximum not subtracted", SMALL, "both.sub_(top)", "both.sub_(0 * top)"),
 ]
 
 BETWEEN_RANKS = [
@@ -130,8 +138,9 @@ def cases(rank: int, world_size: int) -> list[Case]:
 
 def failures_of(kernels, seed: int, rank: int = 0, world_size: int = 1) -> list[str]:
     reference = load_reference()
-    original = kernels.loss.torch_chunks.CHUNK_BYTES_CPU
+    original = kernels.loss.torch_chunks.CHUNK_BYTES_CPU, kernels.loss.small.MOST_LOGITS
     kernels.loss.torch_chunks.CHUNK_BYTES_CPU = 4 * 9 * 5  # six rows by seven columns of nine
+    kernels.loss.small.MOST_LOGITS = 0  # sweeps even for so few
     try:
         return [
             line
@@ -139,7 +148,7 @@ def failures_of(kernels, seed: int, rank: int = 0, world_size: int = 1) -> list[
             for line in failures(case, compare(case, kernels, reference, seed, rank, world_size))
         ]
     finally:
-        kernels.loss.torch_chunks.CHUNK_BYTES_CPU = original
+        kernels.loss.torch_chunks.CHUNK_BYTES_CPU, kernels.loss.small.MOST_LOGITS = original
 
 
 @pytest.fixture
@@ -157,10 +166,28 @@ def test_an_error_planted_in_one_process_is_seen(error, seed, tmp_path):
 
 @pytest.mark.parametrize("error", OF_SHARED_EXPONENTIALS, ids=lambda error: error.name)
 def test_an_error_planted_in_a_shared_exponential_is_seen(error, seed, tmp_path):
-    reference = load_reference()
-    case = Case("ClipLoss", rows=300, width=8, dtype=torch.float64, scale=9.0)
-    assert not failures(case, compare(case, fastclip_kernels, reference, seed))
-    assert failures(case, compare(case, plant(error, tmp_path), reference, seed))
+    def found(kernels) -> list[str]:
+        kernels.loss.small.MOST_LOGITS = 0
+        case = Case("ClipLoss", rows=300, width=8, dtype=torch.float64, scale=9.0)
+        return failures(case, compare(case, kernels, load_reference(), seed))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastclip_kernels.loss.small, "MOST_LOGITS", 0)  # set back afterwards
+        assert not found(fastclip_kernels)
+    assert found(plant(error, tmp_path))
+
+
+@pytest.mark.parametrize("error", OF_FEW_PAIRS, ids=lambda error: error.name)
+def test_an_error_planted_in_the_form_for_few_pairs_is_seen(error, seed, tmp_path):
+    def found(kernels) -> list[str]:
+        return [
+            line
+            for case in cases(0, 1)
+            for line in failures(case, compare(case, kernels, load_reference(), seed))
+        ]
+
+    assert not found(fastclip_kernels)
+    assert found(plant(error, tmp_path))
 
 
 def failures_on_ranks(rank: int, world_size: int, folder: str, seed: int) -> dict[str, int]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastclip_kernels
+from fastclip_kernels.loss import small
 from tests.kernels.parity import Case, compare, failures, load_reference
 
 FP32, FP64, BF16, FP16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -58,15 +59,19 @@ def reference():
     return load_reference()
 
 
+@pytest.mark.parametrize("few", [small.MOST_LOGITS, 0], ids=["few pairs", "sweeps"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_loss_and_gradients_are_the_references(case, reference):
+def test_loss_and_gradients_are_the_references(case, few, reference, monkeypatch):
+    monkeypatch.setattr(small, "MOST_LOGITS", few)
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     assert not failures(case, compare(case, fastclip_kernels, reference, seed))
 
 
+@pytest.mark.parametrize("few", [small.MOST_LOGITS, 0], ids=["few pairs", "sweeps"])
 @pytest.mark.parametrize("precision", [FP32, BF16, FP16], ids=str)
-def test_on_average_no_less_exact_than_the_reference(precision, reference):
+def test_on_average_no_less_exact_than_the_reference(precision, few, reference, monkeypatch):
+    monkeypatch.setattr(small, "MOST_LOGITS", few)
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     ratios = []

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..backend import BackendName, resolve
+from . import small
 from .checks import as_scalar, check_features, product_dtype
 from .clip_alone import clip_alone
 from .clip_ranks import clip_ranks
+from .clip_small import clip_small
 from .distributed import BatchAgreement, join_world
 
 OP = "clip_loss"
@@ -75,7 +78,13 @@ def clip_loss(
     scale = as_scalar(OP, "logit_scale", logit_scale, image_features)
     loss: Tensor
     if world is None:
-        loss = clip_alone(image_features, text_features, scale, dtype, chosen)[0]
+        if small.fits(image_features, text_features, chosen):
+            gradients = torch.is_grad_enabled() and (
+                image_features.requires_grad or text_features.requires_grad or scale.requires_grad
+            )
+            loss = clip_small(image_features, text_features, scale, dtype, gradients)[0]
+        else:
+            loss = clip_alone(image_features, text_features, scale, dtype, chosen)[0]
     else:
         gathered = world.size * image_features.numel() * dtype.itemsize
         ring = exchange == "ring" or (exchange == "auto" and gathered > RING_BYTES)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .chunks import make_chunks
 from .distributed import World, check_agreement, gather, rotate, start_gather, world_named
 from .op import custom_op, refuse_second_derivative, without_autocast
-from .sweeps import Softmax, SoftmaxRows, add_row_gradient, pair_coefficient
+from .sweeps import Softmax, SoftmaxRows, add_row_gradient, finish_gradient
 
 
 class Across(NamedTuple):
@@ -48,7 +48,7 @@ def clip_ranks(
     gather_with_grad: bool,
     ring: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss (), its derivative by the scale (), sums (6, b), all images (N, D), all texts (N, D)).
+    """(loss (), its derivative by the scale (), sums (2, 3, b), all images (N, D), all texts (N, D)).
 
     The last two are empty in a ring. `agreement` as `distributed.check_agreement` takes it.
     """
@@ -84,7 +84,7 @@ def clip_ranks(
             dist.all_reduce(totals, group=world.group)
             pairs *= world.size
         loss, by_scale = totals / pairs
-        sums = torch.stack([*of_rows[:3], *of_columns[:3]])
+        sums = torch.stack([of_rows.kept(), of_columns.kept()])
         return loss.clone(), by_scale.clone(), sums, all_images, all_texts
 
 
@@ -105,7 +105,7 @@ def _(
     return (
         scale.new_empty(()),
         scale.new_empty(()),
-        scale.new_empty(6, len(image)),
+        scale.new_empty(2, 3, len(image)),
         image.new_empty(everyone, dtype=dtype),
         image.new_empty(everyone, dtype=dtype),
     )
@@ -136,8 +136,8 @@ def clip_ranks_backward(
         results = [image.new_empty(0), text.new_empty(0)]
         if to_image or to_text:
             images, texts = image.to(dtype), text.to(dtype)
-            rows = Softmax.saved(sums[:3])
-            columns = Softmax.saved(sums[3:])
+            rows = Softmax.saved(sums[0])
+            columns = Softmax.saved(sums[1])
             terms = _terms(across, upstream, rows, columns, world)
             blocks: Iterator[tuple[int, Tensor, Tensor]] = iter([(0, all_images, all_texts)])
             if ring:
@@ -148,22 +148,22 @@ def clip_ranks_backward(
             for at, their_images, their_texts in blocks:
                 here = slice(at, at + len(their_texts))
                 sides = (
-                    (to_image, images, their_texts, rows, terms.columns, terms.row_pairs),
-                    (to_text, texts, their_images, columns, terms.rows, terms.column_pairs),
+                    (to_image, images, their_texts, rows, terms.columns),
+                    (to_text, texts, their_images, columns, terms.rows),
                 )
-                for total, (wanted, queries, keys, own, others, pairs) in zip(
-                    totals, sides, strict=True
-                ):
+                for total, (wanted, queries, keys, own, others) in zip(totals, sides, strict=True):
                     if wanted:
                         other = None if others is None else others.at(here)
                         add_row_gradient(
                             chunks, total, queries, keys, at, scale, own, terms.own_weight, other,
-                            pairs, first,
+                            first,
                         )  # fmt: skip
-            factor = terms.factor * scale / chunks.lift
+            factor = terms.factor * scale
             if to_image:
+                finish_gradient(chunks, totals[0], terms.row_pairs, texts)
                 results[0] = totals[0].mul_(factor).to(image.dtype)
             if to_text:
+                finish_gradient(chunks, totals[1], terms.column_pairs, images)
                 results[1] = totals[1].mul_(factor).to(text.dtype)
         return results[0], results[1], upstream * by_scale
 
@@ -229,8 +229,8 @@ def _terms(
             one,
             None,
             None,
-            pair_coefficient(rows),
-            pair_coefficient(columns),
+            -rows.missed,
+            -columns.missed,
         )
     mine = torch.stack([*rows[:2], *columns[:2]]).flatten()
     mine = torch.cat([mine, upstream.to(mine.dtype).reshape(1)])
@@ -247,7 +247,7 @@ def _terms(
         relative = torch.where(largest == 0, upstreams, upstreams / largest)
         factor, own = largest / (2 * pairs), relative[world.rank]
         weights = relative.repeat_interleave(pairs)
-    both = own * (pair_coefficient(rows) + pair_coefficient(columns))
+    both = -own * (rows.missed + columns.missed)
     return _Terms(
         factor,
         own,

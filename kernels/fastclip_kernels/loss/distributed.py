@@ -82,6 +82,10 @@ class BatchAgreement:
     def __init__(self) -> None:
         self.key = next(self._keys)
 
+    def __reduce__(self) -> tuple[type[BatchAgreement], tuple[()]]:
+        """A copy of a loss, or one loaded from a file, agrees anew."""
+        return BatchAgreement, ()
+
 
 # (pairs, width, index into _DTYPES) by group and key
 _agreed: WeakKeyDictionary[Any, dict[int, tuple[int, int, int]]] = WeakKeyDictionary()

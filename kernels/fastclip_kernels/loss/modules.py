@@ -27,6 +27,8 @@ class ClipLoss(nn.Module):
     world_size=1. `backend` and `exchange` are ours, as `clip_loss` explains them.
     """
 
+    exchanges: tuple[str, ...] = get_args(Exchange)
+
     def __init__(
         self,
         local_loss: bool = False,
@@ -39,10 +41,9 @@ class ClipLoss(nn.Module):
         exchange: Exchange = "auto",
     ) -> None:
         super().__init__()
-        if exchange not in get_args(Exchange):
+        if exchange not in self.exchanges:
             raise ValueError(
-                f"{type(self).__name__}: exchange must be one of {get_args(Exchange)},"
-                f" got {exchange!r}"
+                f"{type(self).__name__}: exchange must be one of {self.exchanges}, got {exchange!r}"
             )
         if use_horovod:
             raise ValueError(
@@ -145,7 +146,12 @@ class CoCaLoss(ClipLoss):
 
 
 class DistillClipLoss(ClipLoss):
-    """The contrastive loss and the cross-entropy to a teacher's logits; see `distill_clip_loss`."""
+    """The contrastive loss and the cross-entropy to a teacher's logits; see `distill_clip_loss`.
+
+    It holds B×N logits, so that a ring would save nothing: `exchange="ring"` raises.
+    """
+
+    exchanges = ("auto", "gather")
 
     def forward(  # type: ignore[override]  # the reference's signature
         self,

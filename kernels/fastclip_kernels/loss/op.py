@@ -27,3 +27,26 @@ def refuse_second_derivative(ctx: Any, *upstream: Any) -> NoReturn:
         f"{NAMESPACE}: this loss cannot be differentiated twice; use"
         f" {NAMESPACE}.loss.reference where second derivatives are needed"
     )
+
+
+@custom_op("scaled_gradients")
+def scaled_gradients(
+    upstream: Tensor, image: Tensor, text: Tensor, scale: Tensor, to_image: Tensor, to_text: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of image and text, each in its own dtype, from those that forward made: B / scale
+    times the loss's, in `sum_dtype`.
+
+    An op of its own so that a second derivative is refused, not taken as zero.
+    """
+    factor = upstream * scale / len(image)
+    return (to_image * factor).to(image.dtype), (to_text * factor).to(text.dtype)
+
+
+@scaled_gradients.register_fake
+def _(
+    upstream: Tensor, image: Tensor, text: Tensor, scale: Tensor, to_image: Tensor, to_text: Tensor
+) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape), text.new_empty(text.shape)
+
+
+scaled_gradients.register_autograd(refuse_second_derivative)

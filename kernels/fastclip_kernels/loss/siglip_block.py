@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import small
 from .chunks import make_chunks
-from .op import custom_op, refuse_second_derivative, without_autocast
+from .op import custom_op, scaled_gradients, without_autocast
 from .sweeps import sigmoid
 
 
@@ -30,6 +31,8 @@ def siglip_block(
     backward sweep would cost their GEMM again.
     """
     with without_autocast(image):
+        if small.fits(image, text, backend):
+            return small.sigmoid(image, text, scale, bias, first, dtype, gradients)
         chunks = make_chunks(backend, image.device, dtype)
         sums, to_image, to_text = sigmoid(
             chunks, image.to(dtype), text.to(dtype), scale, bias, first, gradients=gradients
@@ -58,25 +61,6 @@ def _(
     )
 
 
-@custom_op("siglip_block_backward")
-def siglip_block_backward(
-    upstream: Tensor, image: Tensor, text: Tensor, scale: Tensor, to_image: Tensor, to_text: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of image and text, each in its own dtype, from those of `siglip_block`.
-
-    An op of its own so that a second derivative is refused, not taken as zero.
-    """
-    factor = upstream * scale / len(image)
-    return (to_image * factor).to(image.dtype), (to_text * factor).to(text.dtype)
-
-
-@siglip_block_backward.register_fake
-def _(
-    upstream: Tensor, image: Tensor, text: Tensor, scale: Tensor, to_image: Tensor, to_text: Tensor
-) -> tuple[Tensor, Tensor]:
-    return image.new_empty(image.shape), text.new_empty(text.shape)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -89,9 +73,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None
     image, text, scale, by_scale, by_bias, to_image, to_text = ctx.saved_tensors
     gradients: tuple[Tensor | None, Tensor | None] = (None, None)
     if any(ctx.needs_input_grad[:2]):
-        gradients = siglip_block_backward(upstream, image, text, scale, to_image, to_text)
+        gradients = scaled_gradients(upstream, image, text, scale, to_image, to_text)
     return (*gradients, upstream * by_scale, upstream * by_bias, None, None, None, None)
 
 
 siglip_block.register_autograd(_backward, setup_context=_setup)
-siglip_block_backward.register_autograd(refuse_second_derivative)

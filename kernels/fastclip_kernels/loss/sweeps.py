@@ -22,6 +22,9 @@ from torch import Tensor
 
 LOG2_E = 1 / math.log(2)
 
+# Features handled at a time where a wider copy of them is needed.
+_ROWS = 8192
+
 
 class Sums(NamedTuple):
     """Of rows over some of their columns, the pair left out of the sums.
@@ -83,11 +86,10 @@ class Chunks(Protocol):
         scale2: Tensor,
         rows: tuple[Tensor, Tensor],
         columns: tuple[Tensor, Tensor] | None,
-        diagonal: Tensor,
         first: int,
     ) -> Tensor:
         """2^(u - top_i) factor_i [+ 2^(u - top_j) factor_j] with (top, factor) of rows and columns,
-        `diagonal` at the pairs.
+        and 0 at the pairs, whose coefficients are of another size: they are added apart.
         """
 
     def sigmoid(
@@ -107,17 +109,22 @@ class Chunks(Protocol):
 
 
 class Softmax(NamedTuple):
-    """What is kept of each row of logits: p_ij = 2^(u_ij - top_i) · inverse_i."""
+    """What is known of each row of logits: p_ij = 2^(u_ij - top_i) · inverse_i."""
 
     top: Tensor  # (M,) the row's largest exponent
     inverse: Tensor  # (M,) 1 / Σ_j 2^(u_ij - top_i)
+    missed: Tensor  # (M,) 1 - p of the row's pair, as the sum of the others
     surprise: Tensor  # (M,) -log p of the row's pair
     gap: Tensor  # (M,) Σ_j p_ij x_ij - x of the pair: d surprise / d scale; empty where not asked for
 
+    def kept(self) -> Tensor:
+        """What backward needs, in one tensor."""
+        return torch.stack(self[:3])
+
     @classmethod
-    def saved(cls, sums: Tensor) -> Softmax:
-        """From the first three fields, stacked, as a loss keeps them for backward."""
-        return cls(sums[0], sums[1], sums[2], sums.new_empty(0))
+    def saved(cls, kept: Tensor) -> Softmax:
+        empty = kept.new_empty(0)
+        return cls(kept[0], kept[1], kept[2], empty, empty)
 
 
 def exponent_scale(scale: Tensor) -> Tensor:
@@ -145,8 +152,11 @@ def _joined(a: Sums | None, b: Sums) -> Sums:
     return Sums(top, a.rest * of_a + b.rest * of_b, moment)
 
 
-def _finished(sums: Sums, pairs: Tensor, scale2: Tensor) -> Softmax:
-    """`pairs`: the exponent of each row's pair, from the GEMM of the others."""
+def finished(sums: Sums, pairs: Tensor, scale2: Tensor) -> Softmax:
+    """The softmax of rows whose sums are complete.
+
+    `pairs`: the exponent of each row's pair, from the GEMM of the others.
+    """
     weight = torch.exp2(pairs - sums.top)
     total = sums.rest + weight
     # -log(weight / total): the first form where p is large, the second where weight may be 0
@@ -158,7 +168,8 @@ def _finished(sums: Sums, pairs: Tensor, scale2: Tensor) -> Softmax:
     gap = surprise.new_empty(0)
     if sums.moment is not None:
         gap = (sums.moment - sums.rest * pairs) / (total * scale2)
-    return Softmax(sums.top, 1 / total, surprise, gap)
+    inverse = 1 / total
+    return Softmax(sums.top, inverse, sums.rest * inverse, surprise, gap)
 
 
 class SoftmaxRows:
@@ -190,7 +201,7 @@ class SoftmaxRows:
     def finish(self) -> Softmax:
         parts = [self._sums[start] for start in sorted(self._sums)]
         sums = parts[0] if len(parts) == 1 else Sums(*map(torch.cat, zip(*parts, strict=True)))
-        return _finished(sums, self._pairs, self._scale2)
+        return finished(sums, self._pairs, self._scale2)
 
 
 def square_softmax(chunks: Chunks, image: Tensor, text: Tensor, scale: Tensor) -> Softmax:
@@ -220,7 +231,7 @@ def square_softmax(chunks: Chunks, image: Tensor, text: Tensor, scale: Tensor) -
     parts = [*of_rows, *(sums for sums in of_columns if sums is not None)]
     top = torch.cat([sums.top for sums in parts]).view(2, -1)
     rest = torch.cat([sums.rest for sums in parts]).view(2, -1)
-    return _finished(Sums(top, rest, None), pairs, scale2)
+    return finished(Sums(top, rest, None), pairs, scale2)
 
 
 def add_row_gradient(
@@ -234,17 +245,15 @@ def add_row_gradient(
     own_weight: Tensor,  # ()
     others: tuple[Tensor, Tensor, Tensor]
     | None,  # top, inverse and weight of the K keys' softmaxes
-    diagonal: Tensor,  # (M,) the coefficient of each query's own pair
     first: int,
 ) -> None:
-    """total += Σ_j c_ij keys_j with c_ij = own_weight·p_ij [+ weight_j·q_ij], `diagonal` at the pairs.
+    """total += Σ_j c_ij keys_j over all but the pair, with c_ij = own_weight·p_ij [+ weight_j·q_ij].
 
     q_ij is the probability that key j gives to query i. Two GEMMs of M·K·D. `total` comes out
     multiplied by `chunks.lift`.
     """
     scale2, lift = exponent_scale(scale), chunks.lift
     factor = own.inverse * own_weight * lift
-    diagonal = diagonal * lift
     height, width = chunks.bounds(len(queries), len(keys), forward=False)
     for columns in spans(len(keys), width):
         column_side = None
@@ -258,7 +267,6 @@ def add_row_gradient(
                 scale2,
                 (own.top[rows], factor[rows]),
                 column_side,
-                diagonal[rows],
                 first + rows.start - at - columns.start,
             )
             chunks.accumulate(total[rows], c, keys[columns])
@@ -278,7 +286,6 @@ def square_gradients(
     `softmax` as from `square_softmax`.
     """
     scale2, lift = scale * LOG2_E, chunks.lift
-    diagonal = pair_coefficient(softmax).sum(0) * lift
     row_top, column_top = softmax.top.unbind()
     row_factor, column_factor = (softmax.inverse * lift).unbind()
     to_image = scale.new_zeros(image.shape) if wanted[0] else None
@@ -292,33 +299,40 @@ def square_gradients(
                 scale2,
                 (row_top[i], row_factor[i]),
                 (column_top[j], column_factor[j]),
-                diagonal[i],
                 i.start - j.start,
             )
             if to_image is not None:
                 chunks.accumulate(to_image[i], c, text[j])
             if to_text is not None:
                 chunks.accumulate(to_text[j], c.T, image[i])
-    return _lowered(to_image, lift), _lowered(to_text, lift)
+    pairs = -softmax.missed.sum(0)
+    for total, features in ((to_image, text), (to_text, image)):
+        if total is not None:
+            finish_gradient(chunks, total, pairs, features)
+    return to_image, to_text
 
 
-def _lowered(total: Tensor | None, lift: float) -> Tensor | None:
-    return total if total is None or lift == 1 else total.div_(lift)
+def finish_gradient(chunks: Chunks, total: Tensor, pairs: Tensor, features: Tensor) -> None:
+    """What is left of a row's gradient: total / lift + pairs_i features_i, (B, D).
+
+    A pair's coefficient, close to -2, is kept out of the sums over the others, each of about 1/B: there
+    it would decide the size of every rounding error, and be rounded to half precision itself.
+    """
+    for rows in spans(len(total), _ROWS):
+        part = total[rows]
+        if chunks.lift != 1:
+            part.div_(chunks.lift)
+        part.addcmul_(pairs[rows].unsqueeze(1), features[rows].to(total.dtype))
 
 
 def inner_product(features: Tensor, gradient: Tensor | None) -> Tensor:
     """Σ features · gradient, both (B, D), in the gradient's dtype; a few thousand rows at a time."""
     assert gradient is not None
     parts = [
-        torch.linalg.vecdot(features[rows].to(gradient.dtype), gradient[rows]).sum()
-        for rows in spans(len(features), 8192)
+        (features[rows].to(gradient.dtype) * gradient[rows]).sum()
+        for rows in spans(len(features), _ROWS)
     ]
-    return torch.stack(parts).sum()
-
-
-def pair_coefficient(softmax: Softmax) -> Tensor:
-    """p - 1 of each row's own pair, (M,): exact near p = 1, where 2^(u - top) - 1 is not."""
-    return torch.expm1(-softmax.surprise)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def sigmoid(

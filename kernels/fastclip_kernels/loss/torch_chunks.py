@@ -22,6 +22,9 @@ CHUNK_BYTES = 32 << 20
 # could count, and each column gets an exponent of its own.
 _SPAN = 60.0
 
+# Logits below which the number of calls counts, not that of passes.
+_FEW = 1 << 16
+
 
 class TorchChunks:
     """`dtype` is that of the features as they are multiplied; buffers live as long as this."""
@@ -70,9 +73,10 @@ class TorchChunks:
     ) -> Sums:
         """`weight` = 2^(u - top of its row) without the pairs, and is lost."""
         # elsewhere the question below would wait for the device; on few logits it does not pay
-        if self._on_cpu and u.numel() > 1 << 16:
+        if self._on_cpu and u.numel() > _FEW:
             shift = top.max()
-            rest = torch.mv(weight.T, torch.exp2(top - shift))
+            # a product with a vector would add rows up one by one, with its rounding error
+            rest = weight.mul_(torch.exp2(top - shift).unsqueeze(1)).sum(0)
             with_pair = rest.clone()
             start = max(first, 0)
             with_pair[start : start + len(pairs)] += torch.exp2(pairs - shift)
@@ -90,7 +94,6 @@ class TorchChunks:
         scale2: Tensor,
         rows: tuple[Tensor, Tensor],
         columns: tuple[Tensor, Tensor] | None,
-        diagonal: Tensor,
         first: int,
     ) -> Tensor:
         top, factor = rows[0].unsqueeze(1), rows[1].unsqueeze(1)
@@ -110,14 +113,12 @@ class TorchChunks:
             else:
                 torch.sub(c, column_top, out=other).exp2_().mul_(column_factor)
                 c.sub_(top).exp2_().mul_(factor).add_(other)
-        start = max(-first, 0)
-        pairs = c.diagonal(first)
-        pairs.copy_(diagonal[start : start + len(pairs)])
+        c.diagonal(first).zero_()
         return c
 
     def _shares_exponential(self, u: Tensor, row_top: Tensor, column_top: Tensor) -> bool:
         """Whether 2^(u - top_i) says enough of 2^(u - top_j): no top_j is far below a top_i."""
-        if not self._on_cpu or u.numel() <= 1 << 16:
+        if not self._on_cpu or u.numel() <= _FEW:
             return False
         return float(row_top.max() - column_top.min()) < _SPAN
 

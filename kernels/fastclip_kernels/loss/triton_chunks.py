@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..backend import interpreting
 from . import triton_kernels as kernels
 from .sweeps import Chunk, Sigmoid, Sums
-from .triton_table import Launch, launch_for
+from .triton_table import Kernel, Launch, launch_for
 
 # Coefficients of one chunk: well inside half of an A100's 40 MB second-level cache.
 COEFFICIENT_BYTES = 16 << 20
@@ -39,7 +39,7 @@ class TritonChunks:
 
     def bounds(self, queries: int, keys: int, *, forward: bool) -> tuple[int, int]:
         if forward and not self._given:
-            launch = launch_for(self._dtype, 1 << 20)
+            launch = launch_for(self._dtype, 1 << 20, kernel="sums")
             tiles = (
                 12 / launch.block_m + 12 / launch.block_k
             )  # bytes of partial sums for each logit
@@ -61,7 +61,7 @@ class TritonChunks:
         moment: bool,
     ) -> Chunk:
         m, k = len(queries), len(keys)
-        launch, operands = self._operands(queries, keys)
+        launch, operands = self._operands("sums", queries, keys)
         kinds = 3 if moment else 2
         row_sums = scale2.new_empty(kinds, -(-k // launch.block_k), m)
         column_sums = scale2.new_empty(kinds, -(-m // launch.block_m), k) if columns else row_sums
@@ -80,13 +80,12 @@ class TritonChunks:
         scale2: Tensor,
         rows: tuple[Tensor, Tensor],
         columns: tuple[Tensor, Tensor] | None,
-        diagonal: Tensor,
         first: int,
     ) -> Tensor:
         m, k = len(queries), len(keys)
-        launch, operands = self._operands(queries, keys, writes=True)
+        launch, operands = self._operands("coefficients", queries, keys, writes=True)
         column_side = rows if columns is None else columns
-        sums = [each.contiguous() for each in (*rows, *column_side, diagonal)]
+        sums = [each.contiguous() for each in (*rows, *column_side)]
         kernels.softmax_coefficients_kernel[launch.grid(m, k)](
             *operands[:3], scale2, *sums, *operands[3:], first,
             BOTH_WAYS=columns is not None, **launch.constants(self._given),
@@ -105,7 +104,7 @@ class TritonChunks:
         slopes: bool,
     ) -> tuple[Sigmoid, Tensor]:
         m, k = len(queries), len(keys)
-        launch, operands = self._operands(queries, keys, writes=slopes)
+        launch, operands = self._operands("sigmoid", queries, keys, writes=slopes)
         sums = scale.new_empty(3, launch.grid(m, k)[0])
         kernels.sigmoid_kernel[launch.grid(m, k)](
             *operands[:3], scale, bias, sums, self.lift, *operands[3:],
@@ -122,7 +121,7 @@ class TritonChunks:
             total.addmm_(coefficients.float(), features.float())
 
     def _operands(
-        self, queries: Tensor, keys: Tensor, *, writes: bool = False
+        self, kernel: Kernel, queries: Tensor, keys: Tensor, *, writes: bool = False
     ) -> tuple[Launch, Any]:
         """The launch, and (queries, keys, chunk, M, K, D, strides of the three)."""
         m, k = len(queries), len(keys)
@@ -133,9 +132,9 @@ class TritonChunks:
             chunk = self._buffer[: m * k].view(m, k)
         if self._given:
             torch.mm(queries, keys.T, out=chunk)
-            launch = launch_for(self._dtype, queries.shape[1])
+            launch = launch_for(self._dtype, queries.shape[1], kernel=kernel)
         else:
-            launch = launch_for(self._dtype, queries.shape[1])
+            launch = launch_for(self._dtype, queries.shape[1], kernel=kernel)
             queries, keys = (_padded(x.to(self._dtype), launch.block_d) for x in (queries, keys))
         strides = (queries.stride(0), keys.stride(0), k)
         return launch, (queries, keys, chunk, m, k, queries.shape[1], *strides)

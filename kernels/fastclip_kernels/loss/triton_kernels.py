@@ -16,6 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Added to a logit that does not count. Finite, because its product with a weight of 0 has to be 0.
+NONE: tl.constexpr = tl.constexpr(-1.0e35)
+
 
 @triton.jit
 def tile_of_program(
@@ -31,6 +34,19 @@ def tile_of_program(
     height = tl.minimum(tile_rows - band * GROUP, GROUP)
     within = program % (GROUP * tile_columns)
     return band * GROUP + within % height, within // height
+
+
+@triton.jit
+def wide(size):
+    """In 64 bits. Triton makes a size of 1 a constant, which has no `to`."""
+    return size + tl.zeros((), tl.int64)
+
+
+@triton.jit
+def holds_pairs(tile_row, tile_column, first, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Whether a tile may: few do, and the others need not look."""
+    ahead = tile_row * BLOCK_M + first - tile_column * BLOCK_K
+    return (ahead > -BLOCK_M) & (ahead < BLOCK_K)
 
 
 @triton.jit
@@ -101,33 +117,45 @@ def softmax_sums_kernel(
         queries, keys, chunk, row, column, M, K, D, query_stride, key_stride, chunk_stride,
         BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
     )  # fmt: skip
-    inside = (row < M)[:, None] & (column < K)[None, :]
-    is_pair = (row[:, None] + first == column[None, :]) & inside
-    exponent = x * tl.load(scale)
-    masked = tl.where(inside, exponent, float("-inf"))
-
-    top = tl.max(masked, 1)
-    weight = tl.where(is_pair, 0.0, tl.exp2(masked - top[:, None]))
-    here = row_sums + tile_column.to(tl.int64) * M + row
-    stride = tl.cdiv(K, BLOCK_K).to(tl.int64) * M
-    tl.store(here, top, mask=row < M)
-    tl.store(here + stride, tl.sum(weight, 1), mask=row < M)
-    if MOMENT:
-        tl.store(here + 2 * stride, tl.sum(weight * exponent, 1), mask=row < M)
-
+    # sums, not selections: predicates for each logit would cost registers that are not there
+    exponent = x * tl.load(scale) + tl.where(column < K, 0.0, NONE)[None, :]
     if BOTH_WAYS:
-        column_top = tl.max(masked, 0)
-        weight = tl.where(is_pair, 0.0, tl.exp2(masked - column_top[None, :]))
-        here = column_sums + tile_row.to(tl.int64) * K + column
-        stride = tl.cdiv(M, BLOCK_M).to(tl.int64) * K
-        tl.store(here, column_top, mask=column < K)
-        tl.store(here + stride, tl.sum(weight, 0), mask=column < K)
-        if MOMENT:
-            tl.store(here + 2 * stride, tl.sum(weight * exponent, 0), mask=column < K)
+        exponent += tl.where(row < M, 0.0, NONE)[:, None]
+        column_top = tl.max(exponent, 0)
+    top = tl.max(exponent, 1)
 
-    pair_column = row + first - tile_column * BLOCK_K
-    pair_is_here = (row < M) & (pair_column >= 0) & (pair_column < BLOCK_K) & (row + first < K)
-    tl.store(pairs + row, tl.sum(tl.where(is_pair, exponent, 0.0), 1), mask=pair_is_here)
+    if holds_pairs(tile_row, tile_column, first, BLOCK_M, BLOCK_K):
+        is_pair = row[:, None] + first == column[None, :]
+        pair = tl.sum(tl.where(is_pair, exponent, 0.0), 1)
+        exponent = tl.where(is_pair, NONE, exponent)
+        pair_column = row + first - tile_column * BLOCK_K
+        pair_is_here = (row < M) & (pair_column >= 0) & (pair_column < BLOCK_K) & (row + first < K)
+        tl.store(pairs + row, pair, mask=pair_is_here)
+
+    # all sums before the first store: in another order some registers would not do
+    weight = tl.exp2(exponent - top[:, None])
+    rest = tl.sum(weight, 1)
+    if MOMENT:
+        moment = tl.sum(weight * exponent, 1)
+    if BOTH_WAYS:
+        weight = tl.exp2(exponent - column_top[None, :])
+        column_rest = tl.sum(weight, 0)
+        if MOMENT:
+            column_moment = tl.sum(weight * exponent, 0)
+
+    here = row_sums + tile_column.to(tl.int64) * M + row
+    stride = tl.cdiv(K, BLOCK_K) * wide(M)
+    tl.store(here, top, mask=row < M)
+    tl.store(here + stride, rest, mask=row < M)
+    if MOMENT:
+        tl.store(here + 2 * stride, moment, mask=row < M)
+    if BOTH_WAYS:
+        here = column_sums + tile_row.to(tl.int64) * K + column
+        stride = tl.cdiv(M, BLOCK_M) * wide(K)
+        tl.store(here, column_top, mask=column < K)
+        tl.store(here + stride, column_rest, mask=column < K)
+        if MOMENT:
+            tl.store(here + 2 * stride, column_moment, mask=column < K)
 
 
 @triton.jit
@@ -140,7 +168,6 @@ def softmax_coefficients_kernel(
     row_factor,  # (M,): weight / Σ
     column_top,  # (K,): of each key's softmax, if BOTH_WAYS
     column_factor,  # (K,)
-    diagonal,  # (M,): the coefficient of each query's pair
     M,
     K,
     D,
@@ -155,7 +182,7 @@ def softmax_coefficients_kernel(
     GIVEN: tl.constexpr,
     BOTH_WAYS: tl.constexpr,
 ):
-    """c_ij = p_ij [+ q_ij], and `diagonal` at the pairs: what multiplies features in backward."""
+    """c_ij = p_ij [+ q_ij], and 0 at the pairs: what multiplies features in backward."""
     tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
     row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -172,9 +199,9 @@ def softmax_coefficients_kernel(
         top = tl.load(column_top + column, mask=column < K, other=0.0)
         factor = tl.load(column_factor + column, mask=column < K, other=0.0)
         coefficient += tl.exp2(_at_most_zero(exponent - top[None, :])) * factor[None, :]
-    is_pair = row[:, None] + first == column[None, :]
-    of_pair = tl.load(diagonal + row, mask=row < M, other=0.0)
-    coefficient = tl.where(is_pair, of_pair[:, None], coefficient)
+    if holds_pairs(tile_row, tile_column, first, BLOCK_M, BLOCK_K):
+        is_pair = row[:, None] + first == column[None, :]
+        coefficient = tl.where(is_pair, 0.0, coefficient)
     _store_tile(chunk, coefficient, row, column, M, K, chunk_stride)
 
 
@@ -210,21 +237,21 @@ def sigmoid_kernel(
         BLOCK_M, BLOCK_K, BLOCK_D, GIVEN,
     )  # fmt: skip
     inside = (row < M)[:, None] & (column < K)[None, :]
-    z = x * tl.load(scale) + tl.load(bias)
     is_pair = row[:, None] + first == column[None, :]
     # of a negative; a positive is the same with the sign of its logit turned
-    z = tl.where(is_pair, -z, z)
-    decay = tl.exp2(-tl.abs(z) * 1.4426950408889634)
-    loss = tl.where(z > 0, z, 0.0) + _log1p(decay) + 0 * z  # 0 * z: NaN stays NaN
+    z = x * tl.load(scale) + tl.load(bias)
+    z = tl.where(inside, tl.where(is_pair, -z, z), NONE)
+    decay = tl.exp2(tl.abs(z) * -1.4426950408889634)
     slope = _logistic(z, decay)
     slope = tl.where(is_pair, -slope, slope)
-    program = tl.program_id(0).to(tl.int64)
-    programs = tl.num_programs(0).to(tl.int64)
-    tl.store(sums + program, tl.sum(tl.where(inside, loss, 0.0)))
-    tl.store(sums + programs + program, tl.sum(tl.where(inside, slope * x, 0.0)))
-    tl.store(sums + 2 * programs + program, tl.sum(tl.where(inside, slope, 0.0)))
     if SLOPES:
         _store_tile(chunk, slope * lift, row, column, M, K, chunk_stride)
+    loss = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL) + _log1p(decay)
+    program = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(0).to(tl.int64)
+    tl.store(sums + program, tl.sum(loss))
+    tl.store(sums + programs + program, tl.sum(slope * x))
+    tl.store(sums + 2 * programs + program, tl.sum(slope))
 
 
 @triton.jit

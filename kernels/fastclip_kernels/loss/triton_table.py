@@ -1,14 +1,18 @@
-"""Which tiles a kernel takes. Chosen by the cost model of compile_report.py, not yet by measurement.
+"""Which tiles a kernel takes. Chosen by the cost model of compile_report, not yet by measurement.
 
-128 x 64 with 4 warps leaves room for two or more blocks on each multiprocessor, so that the sums of
-one tile overlap with the products of another; 128 x 128 would read shared memory less often, but runs alone.
+A tile is as large as its epilogue's registers allow without a spill: products need the fewer bytes of
+shared memory and L2 for each logit, the larger it is.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import torch
+
+
+Kernel = Literal["sums", "coefficients", "sigmoid"]
 
 
 class Launch(NamedTuple):
@@ -37,13 +41,37 @@ class Launch(NamedTuple):
         }
 
 
-FUSED = Launch(128, 64, 64, warps=4, stages=3)
-FUSED_NARROW = Launch(128, 64, 32, warps=4, stages=4)  # widths that 64 does not divide
+FUSED = Launch(128, 128, 64, warps=8, stages=3)
+FUSED_NARROW = Launch(128, 128, 32, warps=8, stages=4)  # widths that 64 does not divide
+LARGE = Launch(256, 128, 32, warps=8, stages=4)  # with less, an H100 waits for L2; an A100 spills
+SIGMOID = Launch(128, 64, 64, warps=8, stages=3)  # three results for each logit take registers
+SIGMOID_NARROW = Launch(128, 64, 32, warps=8, stages=4)
 GIVEN = Launch(32, 128, 32, warps=4, stages=1)  # one pass over products that are there already
 
 
-def launch_for(dtype: torch.dtype, width: int) -> Launch:
+def launch_for(
+    dtype: torch.dtype,
+    width: int,
+    *,
+    kernel: Kernel,
+    capability: int | None = None,  # 80, 90; None: of the current device
+) -> Launch:
     """The launch for features of `dtype` and `width` columns."""
     if dtype == torch.float32:
         return GIVEN
-    return FUSED if width % 64 == 0 else FUSED_NARROW
+    if capability is None:
+        capability = _capability()
+    wide = width % 64 == 0
+    if kernel == "sigmoid":
+        return SIGMOID if wide else SIGMOID_NARROW
+    if kernel == "sums" and capability >= 90:
+        return LARGE
+    return FUSED if wide else FUSED_NARROW
+
+
+@functools.cache
+def _capability() -> int:
+    if not torch.cuda.is_available():
+        return 80  # interpreting
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor

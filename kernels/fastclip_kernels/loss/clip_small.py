@@ -1,0 +1,53 @@
+"""The softmax loss of few pairs on one process, as an op of torch that makes gradients in forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import small
+from .op import custom_op, scaled_gradients, without_autocast
+
+
+@custom_op("clip_small")
+def clip_small(
+    image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss (), and if asked for its derivative by the scale () and B / scale times those by image
+    and text (B, D), in `sum_dtype`; else empty tensors.
+    """
+    with without_autocast(image):
+        return small.softmax(image, text, scale, dtype, gradients)
+
+
+@clip_small.register_fake
+def _(
+    image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        scale.new_empty(()),
+        scale.new_empty(() if gradients else (0,)),
+        scale.new_empty(image.shape if gradients else (0,)),
+        scale.new_empty(text.shape if gradients else (0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:3], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 5
+    image, text, scale, by_scale, to_image, to_text = ctx.saved_tensors
+    gradients: tuple[Tensor | None, Tensor | None] = (None, None)
+    if any(ctx.needs_input_grad[:2]):
+        gradients = scaled_gradients(upstream, image, text, scale, to_image, to_text)
+    return (*gradients, upstream * by_scale, None, None)
+
+
+clip_small.register_autograd(_backward, setup_context=_setup)
