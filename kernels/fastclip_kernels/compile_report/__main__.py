@@ -23,7 +23,10 @@ def main() -> int:
     parser.add_argument(
         "--launch",
         metavar="M,K,D,WARPS,STAGES",
-        help="compile the half-precision kernels with this tile, to see what it costs",
+        help="compile the bfloat16 kernels with this tile, to see what it costs",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", help="with --launch: this kernel, as the table names it"
     )
     given = parser.parse_args()
     if interpreting():
@@ -39,7 +42,7 @@ def main() -> int:
             parser.error(f"--launch {given.launch!r}: five whole numbers, separated by commas")
         launch = Launch(m, k, d, warps, stages)
     archs = list(dict.fromkeys(given.arch or ["sm_80", "sm_90"]))
-    report = make_report(archs, all_variants=given.all, launch=launch)
+    report = make_report(archs, all_variants=given.all, launch=launch, only=given.only)
     if given.json:
         print(json.dumps(as_json(report), indent=1))
     else:

@@ -27,11 +27,16 @@ class Report(NamedTuple):
     failures: list[str]  # one line for each bar that is not met
 
 
-def make_report(archs: list[str], *, all_variants: bool, launch: Launch | None = None) -> Report:
-    """`launch` in place of what the table chooses for half precision; nothing is modelled then."""
+def make_report(
+    archs: list[str], *, all_variants: bool, launch: Launch | None = None, only: str | None = None
+) -> Report:
+    """`launch` in place of what the table chooses for bfloat16, in the form `only` or in all; nothing is
+    modelled then.
+    """
     variants = [v for arch in archs for v in (every(arch) if all_variants else selected(arch))]
     if launch is not None:
-        variants = [v._replace(launch=launch) for v in variants if v.half]
+        variants = [v._replace(launch=launch) for v in variants if v.dtype == torch.bfloat16]
+        variants = [v for v in variants if only in (None, v.form)]
     wanted: list[Variant | tuple[str, str]] = [*variants]
     if launch is None:
         wanted += dict.fromkeys((p.kernel, p.arch) for p in PUBLISHED if p.arch in archs)

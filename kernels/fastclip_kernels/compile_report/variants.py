@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..loss import triton_kernels
-from ..loss.triton_table import Launch, launch_for
+from ..loss.triton_table import Kernel, Launch, launch_for
 from .build import Argument, Built, compile_kernel
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -25,8 +25,13 @@ class Form(NamedTuple):
     flags: dict[str, bool]
 
     @property
-    def sigmoid(self) -> bool:
-        return self.kernel == "sigmoid_kernel"
+    def kind(self) -> Kernel:
+        kinds: dict[str, Kernel] = {
+            "softmax_sums_kernel": "sums",
+            "softmax_coefficients_kernel": "coefficients",
+            "sigmoid_kernel": "sigmoid",
+        }
+        return kinds[self.kernel]
 
     @property
     def stores_chunk(self) -> bool:
@@ -71,7 +76,7 @@ def selected(arch: str, widths: tuple[int, ...] = (512,)) -> Iterator[Variant]:
     capability = int(arch.removeprefix("sm_"))
     seen = set()
     for dtype, form, width in itertools.product(TYPES, FORMS, widths):
-        launch = launch_for(dtype, width, sigmoid=FORMS[form].sigmoid, capability=capability)
+        launch = launch_for(dtype, width, kernel=FORMS[form].kind, capability=capability)
         variant = Variant(form, dtype, launch, arch)
         if variant not in seen:
             seen.add(variant)

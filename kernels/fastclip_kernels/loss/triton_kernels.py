@@ -132,11 +132,11 @@ def softmax_sums_kernel(
         pair_is_here = (row < M) & (pair_column >= 0) & (pair_column < BLOCK_K) & (row + first < K)
         tl.store(pairs + row, pair, mask=pair_is_here)
 
-    # all sums before the first store: in another order some registers would not do
+    # in another order of sums, or with a store among them, the registers of an H100 would not do
     weight = tl.exp2(exponent - top[:, None])
-    rest = tl.sum(weight, 1)
     if MOMENT:
         moment = tl.sum(weight * exponent, 1)
+    rest = tl.sum(weight, 1)
     if BOTH_WAYS:
         weight = tl.exp2(exponent - column_top[None, :])
         column_rest = tl.sum(weight, 0)

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-
 Kernel = Literal["sums", "coefficients", "sigmoid"]
 
 
@@ -43,7 +42,8 @@ class Launch(NamedTuple):
 
 FUSED = Launch(128, 128, 64, warps=8, stages=3)
 FUSED_NARROW = Launch(128, 128, 32, warps=8, stages=4)  # widths that 64 does not divide
-LARGE = Launch(256, 128, 32, warps=8, stages=4)  # with less, an H100 waits for L2; an A100 spills
+LARGE = Launch(256, 128, 64, warps=8, stages=3)  # with less, an H100 waits for L2; an A100 spills
+LARGE_NARROW = Launch(256, 128, 32, warps=8, stages=4)
 SIGMOID = Launch(128, 64, 64, warps=8, stages=3)  # three results for each logit take registers
 SIGMOID_NARROW = Launch(128, 64, 32, warps=8, stages=4)
 GIVEN = Launch(32, 128, 32, warps=4, stages=1)  # one pass over products that are there already
@@ -65,7 +65,7 @@ def launch_for(
     if kernel == "sigmoid":
         return SIGMOID if wide else SIGMOID_NARROW
     if kernel == "sums" and capability >= 90:
-        return LARGE
+        return LARGE if wide else LARGE_NARROW
     return FUSED if wide else FUSED_NARROW
 
 
