@@ -1,0 +1,1 @@
+"""Benchmarks: fastclip beside the reference implementation and its peers."""

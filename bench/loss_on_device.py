@@ -1,0 +1,226 @@
+"""The losses on one device: are they right, and how fast are they beside their peers?
+
+    python -m bench.loss_on_device --out results [--toy]
+
+Writes loss_correctness.json, then loss_speed.json after every size, smallest first, so that a run that
+is cut short leaves what it has. Exit status 1 where a result of ours is wrong; speed fails nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import fastclip_kernels
+from bench.loss_peers import Loss, peers
+from bench.paired import Timing, alternate, ratio
+from fastclip_kernels.loss.reference import clip_loss_reference, siglip_loss_reference
+from fastclip_kernels.testing import SCALAR_FLOOR, error_against_fp64, feature_floor
+
+SPECIFICATION = {"clip": clip_loss_reference, "siglip": siglip_loss_reference}
+# What rounding alone may add where the reference happens to be exact.
+ALLOWANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
+SCALE, BIAS = 14.3, -10.0
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a reader needs to know about where figures come from."""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = "not installed"
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "fastclip_kernels": fastclip_kernels.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def leaves(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, seed: int
+) -> list[Tensor]:
+    """(image, text, scale, bias), each requiring a gradient."""
+    generator = torch.Generator(device).manual_seed(seed)
+    features = [
+        F.normalize(torch.randn(rows, width, generator=generator, device=device), dim=1).to(dtype)
+        for _ in range(2)
+    ]
+    scalars = [torch.tensor(value, device=device) for value in (SCALE, BIAS)]
+    return [each.requires_grad_() for each in (*features, scalars[0], scalars[1])]
+
+
+def results_of(loss: Callable[..., Tensor], inputs: list[Tensor]) -> dict[str, Tensor]:
+    value = loss(*inputs)
+    gradients = torch.autograd.grad(value, inputs[:3], allow_unused=True)
+    named = dict(zip(("d image", "d text", "d scale"), gradients, strict=True))
+    return {"loss": value.detach(), **{name: g for name, g in named.items() if g is not None}}
+
+
+def errors(
+    kind: str,
+    losses: dict[str, Loss],
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, dict[str, float] | str]:
+    """Each loss's relative errors against float64 on the same rounded inputs, or why it failed."""
+    inputs = leaves(rows, width, dtype, device, seed=rows + width)
+    wide = [each.detach().double().requires_grad_() for each in inputs]
+    truth = results_of(SPECIFICATION[kind], wide)
+    found: dict[str, dict[str, float] | str] = {}
+    for name, loss in losses.items():
+        try:
+            got = results_of(loss, inputs)
+        except Exception as error:  # a peer may fail in any way
+            found[name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            continue
+        found[name] = {
+            what: error_against_fp64(
+                value, truth[what], feature_floor(SCALE, rows) if value.ndim else SCALAR_FLOOR
+            )
+            for what, value in got.items()
+        }
+    return found
+
+
+def check(out: Path, device: torch.device, sizes: list[tuple[int, int]]) -> bool:
+    """Whether every error of ours is at most twice open_clip's, plus rounding; all errors to a file."""
+    good, cases = True, []
+    for kind in SPECIFICATION:
+        losses, missing = peers(kind, compiled=False)
+        for dtype in ALLOWANCE:
+            for rows, width in sizes:
+                found = errors(kind, losses, rows, width, dtype, device)
+                reference = found.get("open_clip", {})
+                bad = []
+                for name in ("fastclip", "fastclip, torch form"):
+                    ours = found[name]
+                    if isinstance(ours, str):
+                        bad.append(f"{name}: {ours}")
+                        continue
+                    for what, error in ours.items():
+                        theirs = reference.get(what, 0.0) if isinstance(reference, dict) else 0.0
+                        if not error <= 2 * theirs + ALLOWANCE[dtype]:
+                            bad.append(f"{name}: {what}: {error:.2e}, open_clip {theirs:.2e}")
+                good &= not bad
+                case = {"loss": kind, "dtype": str(dtype), "rows": rows, "width": width}
+                cases.append({**case, "errors": found, "wrong": bad, "missing": missing})
+                print(f"{kind} {dtype} {rows}x{width}: {'; '.join(bad) or 'right'}", flush=True)
+                write(out / "loss_correctness.json", {"machine": machine(device), "cases": cases})
+    return good
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of the vendor's GEMM on square matrices: the ceiling that these losses have."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def multiply() -> None:
+        torch.mm(a, b)
+
+    timing = alternate({"gemm": multiply}, device, rounds=9)["gemm"]
+    assert isinstance(timing, Timing), timing
+    return 2 * size**3 / timing.median
+
+
+def compare_speed(
+    out: Path,
+    device: torch.device,
+    sizes: list[tuple[int, int]],
+    dtype: torch.dtype,
+    seconds: float,
+    *,
+    compiled: bool,
+) -> None:
+    """Forward + backward of every loss at every size, smallest first, for at most so many seconds."""
+    started, cases = time.monotonic(), []
+    ceiling = gemm_rate(device, dtype, min(8192, 4 * sizes[0][0]))
+    for rows, width in sizes:
+        for kind in SPECIFICATION:
+            if time.monotonic() - started > seconds:
+                print(f"{kind} {rows}x{width}: not run, out of time", flush=True)
+                continue
+            losses, missing = peers(kind, compiled=compiled)
+            inputs = leaves(rows, width, dtype, device, seed=rows)
+            ways = {name: _step(loss, inputs) for name, loss in losses.items()}
+            timings = alternate(ways, device)
+            ours = timings["fastclip"]
+            # what the mathematics needs: one GEMM forward and two backward
+            useful = 3 * 2 * rows * rows * width
+            rows_of_table: dict[str, dict[str, Any]] = {}
+            for name, timing in timings.items():
+                if isinstance(timing, str):
+                    rows_of_table[name] = {"error": timing}
+                    continue
+                rows_of_table[name] = {
+                    "seconds": timing.seconds,
+                    "median": timing.median,
+                    "peak_bytes": timing.peak_bytes,
+                    "of_gemm_rate": useful / timing.median / ceiling,
+                    "fastclip_is_times_as_fast": ratio(timing, ours)
+                    if isinstance(ours, Timing)
+                    else None,
+                }
+                print(f"{kind} {rows}x{width} {name}: {timing.median * 1e3:.2f} ms", flush=True)
+            cases.append({"loss": kind, "rows": rows, "width": width, "dtype": str(dtype),
+                          "ways": rows_of_table, "missing": missing})  # fmt: skip
+            write(out / "loss_speed.json",
+                  {"machine": machine(device), "gemm_flops": ceiling, "cases": cases})  # fmt: skip
+
+
+def _step(loss: Loss, inputs: list[Tensor]) -> Callable[[], None]:
+    def step() -> None:
+        for each in inputs:
+            each.grad = None
+        loss(*inputs).backward()
+
+    return step
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
+    parser.add_argument("--toy", action="store_true", help="a few small sizes, for any machine")
+    parser.add_argument("--seconds", type=float, default=240, help="time for the speed part")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not options.toy and device.type != "cuda":
+        print("there is no GPU here: pass --toy for a small run on the CPU", file=sys.stderr)
+        return 2
+    exact = [(1, 64), (67, 80), (129, 64)]
+    fast = [(256, 64)]
+    if not options.toy:
+        exact += [(1031, 333), (4096, 512), (8192, 768)]
+        fast = [(rows, width) for rows in (1024, 8192, 32768, 65536) for width in (512, 768)]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    good = check(options.out, device, exact)
+    compare_speed(options.out, device, fast, dtype, options.seconds, compiled=not options.toy)
+    print("every result of ours is right" if good else "SOME RESULTS OF OURS ARE WRONG")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
