@@ -135,7 +135,7 @@ def test_a_loop_is_told_from_code_that_was_put_at_the_end() -> None:
 
 @pytest.mark.parametrize(("shared", "message"), [(0, "without tensor cores"), (200_000, "shared")])
 def test_what_no_launch_here_breaks(shared: int, message: str) -> None:
-    launch = launch_for(torch.float16, 512, kernel="sums", capability=80)
+    launch = launch_for(torch.float16, 512, kernel="sums", keys=512, capability=80)
     products = "        /*0000*/ HMMA.16816.F32 R4, R8, R2, R4 ;\n" if shared else ""
     built = Built(registers=32, shared=shared, warps=4, code=read(products))
     lines = list(broken(Variant("sums of rows", torch.float16, launch, "sm_80"), built))

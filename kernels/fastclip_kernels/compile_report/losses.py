@@ -72,7 +72,9 @@ def estimate(
     forward = backward = vendor = passes = serial = 0.0
     bound_by = {}
     for form, is_forward in ((loss.forward, True), (loss.backward, False)):
-        launch = launch_for(dtype, loss.width, kernel=FORMS[form].kind, capability=chip.capability)
+        launch = launch_for(
+            dtype, loss.width, kernel=FORMS[form].kind, keys=loss.keys, capability=chip.capability
+        )
         built = build(Variant(form, dtype, launch, arch))
         height, width = chunks.bounds(loss.rows, loss.keys, forward=is_forward)
         for m, k, times in _chunk_sizes(loss.rows, loss.keys, height, width):

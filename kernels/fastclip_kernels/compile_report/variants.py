@@ -14,7 +14,7 @@ from .build import Argument, Built, compile_kernel
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _FEATURES = ("queries", "keys", "chunk")
-_SIZES = ("M", "K", "D", "query_stride", "key_stride", "chunk_stride", "first")
+_SIZES = ("K", "D", "query_stride", "key_stride", "chunk_stride")
 
 
 class Form(NamedTuple):
@@ -57,13 +57,12 @@ class Variant(NamedTuple):
     dtype: torch.dtype
     launch: Launch
     arch: str
-    # whether `first` and the numbers of rows are multiples of 16, as Triton's specialisation asks
-    divisible: bool = True
-    one_row: bool = False  # M = K = 1 becomes a constant
+    divisible: bool = True  # the number of keys by 16, as Triton's specialisation asks
+    one_key: bool = False  # K = 1 becomes a constant
 
     def __str__(self) -> str:
         tile = "x".join(map(str, self.launch[:3]))
-        notes = ["", " odd"][not self.divisible] + ["", " one row"][self.one_row]
+        notes = ["", " odd"][not self.divisible] + ["", " one key"][self.one_key]
         return f"{self.form} {TYPES[self.dtype]} {tile} w{self.launch.warps} s{self.launch.stages}{notes}"
 
     @property
@@ -71,24 +70,28 @@ class Variant(NamedTuple):
         return self.dtype != torch.float32
 
 
-def selected(arch: str, widths: tuple[int, ...] = (512,)) -> Iterator[Variant]:
-    """What the table chooses for features of these widths."""
+def selected(arch: str, widths: tuple[int, ...] = (512,), keys: int = 1 << 15) -> Iterator[Variant]:
+    """What the table chooses for features of these widths and so many keys."""
     capability = int(arch.removeprefix("sm_"))
     seen = set()
     for dtype, form, width in itertools.product(TYPES, FORMS, widths):
-        launch = launch_for(dtype, width, kernel=FORMS[form].kind, capability=capability)
-        variant = Variant(form, dtype, launch, arch)
+        launch = launch_for(dtype, width, kernel=FORMS[form].kind, keys=keys, capability=capability)
+        variant = Variant(form, dtype, launch, arch)._replace(
+            divisible=keys % 16 == 0, one_key=keys == 1
+        )
         if variant not in seen:
             seen.add(variant)
             yield variant
 
 
 def every(arch: str) -> Iterator[Variant]:
-    """All that the table can choose: any width, any number of rows."""
-    for variant in selected(arch, (512, 80)):
-        yield variant
-        yield variant._replace(divisible=False)
-        yield variant._replace(divisible=False, one_row=True)
+    """All that the table can choose: any width, any number of keys."""
+    seen = set()
+    for keys in (1 << 15, (1 << 15) + 1, 16, 17, 1):
+        for variant in selected(arch, (512, 80), keys):
+            if variant not in seen:
+                seen.add(variant)
+                yield variant
 
 
 def compile_variant(variant: Variant) -> Built:
@@ -104,10 +107,12 @@ def compile_variant(variant: Variant) -> Built:
 def _argument(name: str, variant: Variant, constants: dict[str, Any]) -> Argument:
     if name in constants:
         return Argument("constexpr", value=constants[name])
-    if name in ("M", "K") and variant.one_row:
+    if name == "K" and variant.one_key:
         return Argument("constexpr", value=1)
     if name in _FEATURES:  # torch's allocations, and rows that `_padded` aligns
         return Argument("*" + TYPES[variant.dtype], divisible=True)
+    if name in triton_kernels.ROWS:
+        return Argument("i32")
     if name in _SIZES:
         # feature strides and widths are padded to a block's; numbers of rows are what they are
         always = name in ("D", "query_stride", "key_stride")

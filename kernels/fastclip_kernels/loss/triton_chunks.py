@@ -39,7 +39,7 @@ class TritonChunks:
 
     def bounds(self, queries: int, keys: int, *, forward: bool) -> tuple[int, int]:
         if forward and not self._given:
-            launch = launch_for(self._dtype, 1 << 20, kernel="sums")
+            launch = launch_for(self._dtype, 1 << 20, kernel="sums", keys=keys)
             tiles = (
                 12 / launch.block_m + 12 / launch.block_k
             )  # bytes of partial sums for each logit
@@ -132,9 +132,9 @@ class TritonChunks:
             chunk = self._buffer[: m * k].view(m, k)
         if self._given:
             torch.mm(queries, keys.T, out=chunk)
-            launch = launch_for(self._dtype, queries.shape[1], kernel=kernel)
+            launch = launch_for(self._dtype, queries.shape[1], kernel=kernel, keys=k)
         else:
-            launch = launch_for(self._dtype, queries.shape[1], kernel=kernel)
+            launch = launch_for(self._dtype, queries.shape[1], kernel=kernel, keys=k)
             queries, keys = (_padded(x.to(self._dtype), launch.block_d) for x in (queries, keys))
         strides = (queries.stride(0), keys.stride(0), k)
         return launch, (queries, keys, chunk, m, k, queries.shape[1], *strides)

@@ -19,6 +19,9 @@ import triton.language as tl
 # Added to a logit that does not count. Finite, because its product with a weight of 0 has to be 0.
 NONE: tl.constexpr = tl.constexpr(-1.0e35)
 
+# No address is the better for knowing these to be 1 or a multiple of 16; each would compile anew.
+ROWS = ["M", "first"]
+
 
 @triton.jit
 def tile_of_program(
@@ -85,7 +88,7 @@ def tile_products(
     return products
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROWS)
 def softmax_sums_kernel(
     queries,
     keys,
@@ -110,6 +113,10 @@ def softmax_sums_kernel(
     MOMENT: tl.constexpr,
 ):
     """Per tile: the largest exponent and the sums of each row [and column] without its pair."""
+    if not GIVEN:
+        # 0 is added that no compiler knows to be 0: used to align masks of a K that 16 divides, or to
+        # fold a K of 1, it runs out of registers on an H100
+        K += tl.program_id(1)
     tile_row, tile_column = tile_of_program(M, K, BLOCK_M, BLOCK_K, GROUP)
     row = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_column * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -158,7 +165,7 @@ def softmax_sums_kernel(
             tl.store(here + 2 * stride, column_moment, mask=column < K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROWS)
 def softmax_coefficients_kernel(
     queries,
     keys,
@@ -205,7 +212,7 @@ def softmax_coefficients_kernel(
     _store_tile(chunk, coefficient, row, column, M, K, chunk_stride)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROWS)
 def sigmoid_kernel(
     queries,
     keys,

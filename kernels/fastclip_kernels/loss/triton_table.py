@@ -54,6 +54,7 @@ def launch_for(
     width: int,
     *,
     kernel: Kernel,
+    keys: int,
     capability: int | None = None,  # 80, 90; None: of the current device
 ) -> Launch:
     """The launch for features of `dtype` and `width` columns."""
@@ -64,7 +65,8 @@ def launch_for(
     wide = width % 64 == 0
     if kernel == "sigmoid":
         return SIGMOID if wide else SIGMOID_NARROW
-    if kernel == "sums" and capability >= 90:
+    # few keys do not fill a large tile, and a single one, which Triton makes a constant, spills there
+    if kernel == "sums" and capability >= 90 and keys >= LARGE.block_k:
         return LARGE if wide else LARGE_NARROW
     return FUSED if wide else FUSED_NARROW
 
