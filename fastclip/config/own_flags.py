@@ -55,6 +55,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="run pipe: commands that stand in a list file, not only those on the command line",
         ),
         add(
+            "--no-prune-last-block",
+            action="store_true",
+            default=False,
+            help="compute every row of each tower's last block, as OpenCLIP does, and not only the "
+            "one that is read",
+        ),
+        add(
             "--tokenizer",
             type=str,
             default=None,

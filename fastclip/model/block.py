@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fastclip.model.attention import Attend, attend_all, attend_before
+from fastclip.model.pooled_rows import PooledRows
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
@@ -31,14 +34,25 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, T, D)
-        causal: bool,
-    ) -> Tensor:  # (B, T, D)
+        attend: Attend,
+        pooled: PooledRows | None = None,  # b rows to compute; None: all
+    ) -> Tensor:  # (B, T, D), or (b, D)
+        if pooled is not None:
+            return self._of_rows(x, pooled)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        split = qkv.view(*qkv.shape[:2], 3, self.heads, -1)
-        q, k, v = split.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        out = out.transpose(1, 2).flatten(2)
-        projected: Tensor = self.out_proj(out)
+        q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).unbind(2)  # (B, T, H, D / H) each
+        projected: Tensor = self.out_proj(attend(q, k, v).flatten(2))
+        return projected
+
+    def _of_rows(self, x: Tensor, pooled: PooledRows) -> Tensor:
+        width = x.shape[-1]
+        weight_q, weight_kv = self.in_proj_weight.split([width, 2 * width])
+        bias_q, bias_kv = self.in_proj_bias.split([width, 2 * width])
+        kv = F.linear(x, weight_kv, bias_kv)
+        k, v = kv.view(*kv.shape[:2], 2, self.heads, -1).unbind(2)
+        q = F.linear(pooled.pick(x), weight_q, bias_q)
+        out = pooled.attend(q.view(q.shape[0], self.heads, -1), k, v)  # (b, H, D / H)
+        projected: Tensor = self.out_proj(out.flatten(1))
         return projected
 
 
@@ -89,14 +103,23 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu)
         self.ls_2 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.ls_1(self.attn(self.ln_1(x), causal))
+    def forward(
+        self,
+        x: Tensor,  # (B, T, D)
+        attend: Attend,
+        pooled: PooledRows | None = None,  # b rows to compute; None: all
+    ) -> Tensor:  # (B, T, D), or (b, D)
+        kept = x if pooled is None else pooled.pick(x)
+        x = kept + self.ls_1(self.attn(self.ln_1(x), attend, pooled))
         x = x + self.ls_2(self.mlp(self.ln_2(x)))
         return x
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, each recomputed in the backward pass where `grad_checkpointing` is set."""
+    """A stack of blocks, each recomputed in the backward pass where `grad_checkpointing` is set.
+
+    Where `prune_last_block` is set, the last block computes the pooled rows only.
+    """
 
     def __init__(
         self,
@@ -111,8 +134,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.causal = causal
+        self.attend: Attend = attend_before if causal else attend_all
         self.grad_checkpointing = False
+        self.prune_last_block = False
         self.resblocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, ls_init_value, quick_gelu, norm) for _ in range(layers)
         )
@@ -126,11 +150,27 @@ class Transformer(nn.Module):
         """dtype of the weights of the matrix products: what embeddings are cast to."""
         return self.blocks[0].mlp.c_fc.weight.dtype
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) both
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                # nothing in a block is random, so there is no generator state to keep
-                x = checkpoint(block, x, self.causal, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, self.causal)
-        return x
+    def forward(
+        self,
+        x: Tensor,  # (B, T, D)
+        pooled: PooledRows | None = None,  # b rows to return; None: all
+        attend: Attend | None = None,  # None: the tower's own, full or causal
+    ) -> Tensor:  # (B, T, D), or (b, D)
+        attend = attend or self.attend
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = self._run(block, x, attend, None)
+        if pooled is None or self.prune_last_block:
+            return self._run(last, x, attend, pooled)
+        return pooled.pick(self._run(last, x, attend, None))
+
+    def _run(self, block: Block, x: Tensor, attend: Attend, pooled: PooledRows | None) -> Tensor:
+        out: Tensor
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            # nothing in a block is random, so there is no generator state to keep
+            out = checkpoint(
+                block, x, attend, pooled, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            out = block(x, attend, pooled)
+        return out

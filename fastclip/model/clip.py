@@ -10,7 +10,7 @@ from fastclip.config.images import PreprocessConfig
 from fastclip.model.model_config import CLIPConfig
 from fastclip.model.patch_dropout import PatchDropout
 from fastclip.model.precision import LayerNorm
-from fastclip.model.text import TextTransformer, lock_text, text_features
+from fastclip.model.text import TextTransformer, lock_text, prune_text, text_features
 from fastclip.model.vision import VisionTransformer
 
 
@@ -87,6 +87,18 @@ class _TwoTowers(nn.Module):
     def has_patch_dropout(self) -> bool:
         return isinstance(self.visual.patch_dropout, PatchDropout)
 
+    def prune_last_block(self) -> tuple[str, ...]:
+        """Where only one row of a tower's last block is read, compute no other from here on.
+
+        Same features and gradients; what the last block returns to a hook is then (B, D). Names
+        the towers where it is so.
+        """
+        pruned = {"image": self.visual.prune_last_block(), "text": self._prune_text()}
+        return tuple(tower for tower, done in pruned.items() if done)
+
+    def _prune_text(self) -> bool:
+        raise AssertionError("a layout defines this")
+
     def set_patch_dropout_seed(self, seed: int) -> None:
         """Make the patches left out from here on a function of `seed`; no effect without patch
         dropout.
@@ -121,6 +133,9 @@ class CLIP(_TwoTowers):
     def _text(self, text: Tensor) -> Tensor:
         return text_features(self, self.config.text_cfg, text)
 
+    def _prune_text(self) -> bool:
+        return prune_text(self, self.config.text_cfg)
+
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         lock_text(self, unlocked_layers, freeze_layer_norm)
 
@@ -152,6 +167,9 @@ class CustomTextCLIP(_TwoTowers):
     def _text(self, text: Tensor) -> Tensor:
         features: Tensor = self.text(text)
         return features
+
+    def _prune_text(self) -> bool:
+        return prune_text(self.text, self.config.text_cfg)
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         self.text.lock(unlocked_layers, freeze_layer_norm)

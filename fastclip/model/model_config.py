@@ -73,6 +73,11 @@ class VisionConfig:
         height, width = self.image_size_pair
         return height // self.patch_size, width // self.patch_size
 
+    @property
+    def pools_one_row(self) -> bool:
+        """True when the class token of the last block is read, and no other."""
+        return self.pool_type == "tok"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
@@ -98,6 +103,11 @@ class TextConfig:
         _check_choice("text_cfg.pool_type", self.pool_type, get_args(TextPool))
         _check_choice("text_cfg.proj_type", self.proj_type, ("linear", "none"))
         _check_heads("text_cfg", self.width, self.heads)
+
+    @property
+    def pools_one_row(self) -> bool:
+        """True when one token of the last block is read, and no other."""
+        return self.pool_type != "none"
 
     @property
     def causal(self) -> bool:

@@ -43,6 +43,10 @@ class TrainerMethods:
         """Make all draws from here on a function of `seed`; they use torch's global generators."""
         torch.manual_seed(seed)
 
+    def prune_last_block(self) -> tuple[str, ...]:
+        """No tower: these are open_clip's own, and compute what it computes."""
+        return ()
+
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         self.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)
 

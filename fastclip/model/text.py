@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastclip.model.block import Transformer
 from fastclip.model.model_config import TextConfig
+from fastclip.model.pooled_rows import FirstRow, LastRow, PooledRows, RowAt
 
 
 class TextParts(Protocol):
@@ -95,9 +96,8 @@ def text_features(parts: TextParts, config: TextConfig, text: Tensor) -> Tensor:
     dtype = parts.transformer.product_dtype
     x: Tensor = parts.token_embedding(text).to(dtype)
     x = x + parts.positional_embedding[: text.shape[1]].to(dtype)
-    x = parts.transformer(x)
     # a norm works token by token: pooling first changes nothing but the work
-    x = _pool(x, text, config)
+    x = parts.transformer(x, pooled_rows(text, config))
     x = parts.ln_final(x)
     if isinstance(parts.text_projection, nn.Linear):
         x = parts.text_projection(x)
@@ -106,21 +106,26 @@ def text_features(parts: TextParts, config: TextConfig, text: Tensor) -> Tensor:
     return x
 
 
-def _pool(
-    x: Tensor,  # (B, T, D)
+def pooled_rows(
     text: Tensor,  # (B, T)
     config: TextConfig,
-) -> Tensor:  # (B, D)
+) -> PooledRows | None:
+    """The row of each text that the tower reads at its end; None: all of them."""
     if config.pool_type == "none":
-        return x
+        return None
     if config.pool_type == "first":
-        return x[:, 0]
+        return FirstRow(config.causal)
     if config.pool_type == "last":
-        return x[:, -1]
+        return LastRow()
     # Two ways to find the end-of-text token: by its id, or (argmax) as the largest id there is.
     ends = (text == config.eos_id).int() if config.pool_type == "eos" else text
-    position = ends.argmax(dim=-1)
-    return x[torch.arange(x.shape[0], device=x.device), position]
+    return RowAt(ends.argmax(dim=-1), config.causal)
+
+
+def prune_text(parts: TextParts, config: TextConfig) -> bool:
+    """Compute only the pooled row in the last block, if that is all that is read of it."""
+    parts.transformer.prune_last_block = config.pools_one_row
+    return config.pools_one_row
 
 
 def lock_text(parts: TextParts, unlocked_layers: int, freeze_layer_norm: bool) -> None:

@@ -9,6 +9,7 @@ from fastclip.config.images import PreprocessConfig
 from fastclip.model.block import Transformer
 from fastclip.model.model_config import VisionConfig
 from fastclip.model.patch_dropout import PatchDropout
+from fastclip.model.pooled_rows import FirstRow
 from fastclip.model.stem import PixelNormalize
 
 
@@ -71,17 +72,19 @@ class VisionTransformer(nn.Module):
         head = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat((head, x), dim=1) + self.positional_embedding.to(x.dtype)
         x = self.ln_pre(self.patch_dropout(x))
-        return self._pool(self.transformer(x)) @ self.proj
+        x = self.transformer(x, FirstRow(causal=False) if self.config.pools_one_row else None)
+        return self._pool(x) @ self.proj
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(
+        self,
+        x: Tensor,  # (B, T, D), or (B, D) where the config pools one row
+    ) -> Tensor:
         if self.config.pool_type == "avg" and not self.config.final_ln_after_pool:
             normed: Tensor = self.ln_post(x)
             return normed[:, 1:].mean(dim=1)
         if self.config.pool_type == "avg":
             x = x[:, 1:].mean(dim=1)
-        elif self.config.pool_type == "tok":
-            # a norm works token by token: picking first changes nothing but the work
-            x = x[:, 0]
+        # a norm works token by token: picking first changes nothing but the work
         x = self.ln_post(x)
         return x
 
@@ -106,6 +109,11 @@ class VisionTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.grad_checkpointing = enable
+
+    def prune_last_block(self) -> bool:
+        """Compute only the class token in the last block, if that is all that is read of it."""
+        self.transformer.prune_last_block = self.config.pools_one_row
+        return self.config.pools_one_row
 
     def no_weight_decay(self) -> set[str]:
         """Names that timm's optimisers leave undecayed, beside everything one-dimensional."""

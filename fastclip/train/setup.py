@@ -91,6 +91,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
             device=world.device,
             student=model,
         )
+        if config.model.prune_last_block:
+            teacher.prune_last_block()  # type: ignore[operator]
     seed_everything(config.seed + world.rank)
     prepare_for_training(model, config.model)
     tokenizer = build_tokenizer(
@@ -158,7 +160,7 @@ def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:
 
 
 def prepare_for_training(model: Any, config: ModelConfig) -> None:
-    """Freeze and checkpoint, in the reference's order."""
+    """Freeze and checkpoint, in the reference's order; leave out what is never read."""
     if config.lock_image:
         model.lock_image_tower(
             unlocked_groups=config.lock_image_unlocked_groups,
@@ -171,6 +173,9 @@ def prepare_for_training(model: Any, config: ModelConfig) -> None:
         )
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
+    if config.prune_last_block:
+        towers = model.prune_last_block()
+        logger.info("last block computes one row in these towers: %s", ", ".join(towers) or "none")
 
 
 def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
