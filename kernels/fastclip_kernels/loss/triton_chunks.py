@@ -148,8 +148,11 @@ def _padded(features: Tensor, block_d: int) -> Tensor:
     missing = -features.shape[1] % block_d
     if missing:
         return F.pad(features, (0, missing))
-    dense = features.stride(1) == 1 and features.stride(0) * features.itemsize % 16 == 0
-    return features if dense else features.contiguous()
+    # what Triton asks before it copies 16 bytes at a time; else it loads numbers one by one
+    aligned = features.stride(0) % 16 == 0 and features.data_ptr() % 16 == 0
+    if features.stride(1) == 1 and aligned:
+        return features
+    return features.clone(memory_format=torch.contiguous_format)
 
 
 def _reduced(partial: Tensor) -> Sums:
