@@ -74,7 +74,10 @@ OF_SHARED_EXPONENTIALS = [
         "missing column half, shared", CHUNKS, "column_part = torch", "column_part = 0 * torch"
     ),
     Planted(
-        "row's own shift forgotten", CHUNKS, "mul_(torch.exp2(top - shift)", "mul_(torch.exp2(0 * top)"
+        "row's own shift forgotten",
+        CHUNKS,
+        "mul_(torch.exp2(top - shift)",
+        "mul_(torch.exp2(0 * top)",
     ),
 ]
 
