@@ -26,16 +26,24 @@ PLANTED = [
     Planted("sign", KERNELS, "slope = tl.where(is_pair, -slope, slope)", "slope = -slope"),
     Planted("missing column half", KERNELS, "* factor[None, :]", "* 0.0 * factor[None, :]"),
     Planted("bias dropped", KERNELS, " + tl.load(bias)", ""),
-    Planted("maximum not subtracted", KERNELS, "masked - top[:, None]", "masked"),
+    Planted("maximum not subtracted", KERNELS, "tl.exp2(exponent - top[:, None])", "tl.exp2(exponent)"),
+    Planted("last tile unmasked", KERNELS, " + tl.where(column < K, 0.0, NONE)[None, :]", ""),
     Planted(
-        "last tile unmasked", KERNELS, 'tl.where(inside, exponent, float("-inf"))', "exponent"
+        "last tile of sigmoids unmasked",
+        KERNELS,
+        "tl.where(inside, tl.where(is_pair, -z, z), NONE)",
+        "tl.where(is_pair, -z, z)",
     ),
     Planted(
-        "last tile of sigmoids unmasked", KERNELS, "tl.where(inside, loss, 0.0)", "loss"
+        "pairs of another rank",
+        KERNELS,
+        "is_pair = row[:, None] + first == column[None, :]\n        pair = ",
+        "is_pair = row[:, None] == column[None, :]\n        pair = ",
     ),
-    Planted("pairs of another rank", KERNELS, "row[:, None] + first == column[None, :]) & inside",
-            "row[:, None] == column[None, :]) & inside"),
-    Planted("moment of products", KERNELS, "tl.sum(weight * exponent, 1)", "tl.sum(weight * x, 1)"),
+    Planted(
+        "moment of products", KERNELS, "        moment = tl.sum(weight * exponent, 1)",
+        "        moment = tl.sum(weight * x, 1)",
+    ),
 ]  # fmt: skip
 
 
