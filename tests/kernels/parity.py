@@ -8,24 +8,24 @@ round to nothing.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bench.loss_peers import reference_losses
 from fastclip_kernels.testing import (
     SCALAR_FLOOR,
     error_against_fp64,
     feature_floor,
     unit_features,
 )
+
+load_reference = reference_losses
 
 # What rounding alone may add where the reference happens to be exact.
 ALLOWANCE = {
@@ -34,20 +34,6 @@ ALLOWANCE = {
     torch.bfloat16: 1e-3,
     torch.float16: 1e-4,
 }
-
-
-def load_reference() -> ModuleType:
-    """`open_clip/loss.py` alone: importing its package takes seconds, and it needs none of it."""
-    package = importlib.util.find_spec("open_clip")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    path = Path(package.submodule_search_locations[0], "loss.py")
-    spec = importlib.util.spec_from_file_location("reference_loss", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import small
-from .op import custom_op, scaled_gradients, without_autocast
+from .op import custom_op, keep_gradients, kept_gradients, without_autocast
 
 
 @custom_op("clip_small")
@@ -34,20 +34,8 @@ def _(
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3], *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
 def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if upstream is None:
-        return (None,) * 5
-    image, text, scale, by_scale, to_image, to_text = ctx.saved_tensors
-    gradients: tuple[Tensor | None, Tensor | None] = (None, None)
-    if any(ctx.needs_input_grad[:2]):
-        gradients = scaled_gradients(upstream, image, text, scale, to_image, to_text)
-    return (*gradients, upstream * by_scale, None, None)
+    return kept_gradients(ctx, upstream, 5)
 
 
-clip_small.register_autograd(_backward, setup_context=_setup)
+clip_small.register_autograd(_backward, setup_context=keep_gradients)

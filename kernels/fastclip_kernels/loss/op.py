@@ -50,3 +50,24 @@ def _(
 
 
 scaled_gradients.register_autograd(refuse_second_derivative)
+
+
+def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """The set-up of an op of (image, text, scale, ...) whose output is (loss, derivatives by scalars,
+    to_image, to_text).
+    """
+    ctx.save_for_backward(*inputs[:3], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def kept_gradients(ctx: Any, upstream: Tensor | None, inputs: int) -> tuple[Tensor | None, ...]:
+    """The gradients of such an op's `inputs`: image, text, the scalars, and nothing for the rest."""
+    if upstream is None:
+        return (None,) * inputs
+    image, text, scale, *by_scalars, to_image, to_text = ctx.saved_tensors
+    features: tuple[Tensor | None, Tensor | None] = (None, None)
+    if any(ctx.needs_input_grad[:2]):
+        features = scaled_gradients(upstream, image, text, scale, to_image, to_text)
+    scalars = [upstream * each for each in by_scalars]
+    return *features, *scalars, *(None,) * (inputs - 2 - len(scalars))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import small
 from .chunks import make_chunks
-from .op import custom_op, scaled_gradients, without_autocast
+from .op import custom_op, keep_gradients, kept_gradients, without_autocast
 from .sweeps import sigmoid
 
 
@@ -61,20 +61,8 @@ def _(
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3], *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
 def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if upstream is None:
-        return (None,) * 8
-    image, text, scale, by_scale, by_bias, to_image, to_text = ctx.saved_tensors
-    gradients: tuple[Tensor | None, Tensor | None] = (None, None)
-    if any(ctx.needs_input_grad[:2]):
-        gradients = scaled_gradients(upstream, image, text, scale, to_image, to_text)
-    return (*gradients, upstream * by_scale, upstream * by_bias, None, None, None, None)
+    return kept_gradients(ctx, upstream, 8)
 
 
-siglip_block.register_autograd(_backward, setup_context=_setup)
+siglip_block.register_autograd(_backward, setup_context=keep_gradients)
