@@ -35,7 +35,8 @@ def reference_losses() -> ModuleType:
 
 def _open_clip(name: str, compiled: bool) -> Loss:
     module = getattr(reference_losses(), name)()
-    call = torch.compile(module) if compiled else module
+    # a graph of its own for each size: with dynamic shapes it would be slower than it can be
+    call = torch.compile(module, dynamic=False) if compiled else module
     if name == "ClipLoss":
         return lambda image, text, scale, bias: call(image, text, scale)
     return lambda image, text, scale, bias: call(image, text, scale, bias)

@@ -3,7 +3,7 @@
 #   scripts/gpu_check.sh [--out FOLDER] [--wheels FOLDER] [--seconds N] [--toy]
 # --out       where JSON files go, one after each part (default: bench/results/<date>)
 # --wheels    a folder of wheels to use beside what is installed (open_clip_torch, inf_cl, memeff,
-#             siglip_kernel, ...): they go into FOLDER/site, not into the environment
+#             siglip_kernel, ...): for this run only
 # --seconds   time for the comparison of speeds (default 240)
 # --toy       a few small sizes; on a machine without a GPU the kernels run in Triton's interpreter
 # PYTHON=python3.12 chooses the interpreter (default: .venv/bin/python if there is one, else python3).
@@ -13,12 +13,13 @@ if [[ "${1:-}" == "--help" ]]; then
     sed -n '2,10s/^# //p' "$0"
     exit 0
 fi
+here=$PWD
 cd "$(dirname "$0")/.."
 out=bench/results/$(date +%Y-%m-%d) wheels= seconds=240 toy=()
 while [[ $# -gt 0 ]]; do
     case $1 in
-        --out) out=$2; shift 2 ;;
-        --wheels) wheels=$2; shift 2 ;;
+        --out) out=$(cd "$here" && realpath -m "$2"); shift 2 ;;
+        --wheels) wheels=$(cd "$here" && realpath -m "$2"); shift 2 ;;
         --seconds) seconds=$2; shift 2 ;;
         --toy) toy=(--toy); shift ;;
         *) echo "scripts/gpu_check.sh: unknown argument $1; see --help" >&2; exit 2 ;;
@@ -29,8 +30,10 @@ mkdir -p "$out"
 
 path=.:kernels
 if [[ -n $wheels ]]; then
-    "$python" -m pip install --quiet --no-index --no-deps --target "$out/site" "$wheels"/*.whl
-    path+=:$out/site
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$wheels"/*.whl
+    path+=:$site
 fi
 export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${#toy[@]} -gt 0 ]] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -52,6 +55,5 @@ PYTHON
 echo "== losses"
 status=0
 "$python" -m bench.loss_on_device --out "$out" --seconds "$seconds" "${toy[@]}" || status=$?
-rm -rf "$out/site"
 echo "== results in $out"
 exit "$status"

@@ -3,6 +3,7 @@
 from .backend import BackendUnavailable
 from .loss.clip import clip_loss
 from .loss.distill import distill_clip_loss
+from .loss.distributed import BatchAgreement
 from .loss.modules import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 from .loss.siglip import siglip_loss
 from .patch import patch_open_clip
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "BatchAgreement",
     "ClipLoss",
     "CoCaLoss",
     "DistillClipLoss",

@@ -6,7 +6,6 @@ Only `"auto"` may choose. A backend asked for by name never falls back to anothe
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import Literal, NamedTuple, get_args
@@ -31,14 +30,12 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") not in ("", "0")
 
 
-@functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def _obstacle(device: torch.device | None, dtype: torch.dtype | None) -> str | None:
     """Why Triton cannot run on such features; None if it can."""
-    if not _triton_is_installed():
+    if not _TRITON_IS_INSTALLED:
         return "triton is not installed"
     if dtype == torch.float64:
         return "it has no float64 form"

@@ -40,8 +40,8 @@ def test_opcheck_of_the_ops_on_one_process(inputs, dtype):
     for wanted in [(True, True, True), (True, False, False), (False, True, True)]:
         arguments = (one, *constants[:3], sums, dtype, "torch", *wanted)
         opcheck(clip_alone_backward, arguments)
-    to_image, to_text = siglip_block(*constants, 0, dtype, "torch", True)[3:]
-    opcheck(scaled_gradients, (one, *constants[:3], to_image, to_text))
+    _, *by_scalars, to_image, to_text = siglip_block(*constants, 0, dtype, "torch", True)
+    opcheck(scaled_gradients, (one, *constants[:3], to_image, to_text, by_scalars))
 
 
 def opcheck_across_ranks(rank: int, world_size: int) -> None:

@@ -163,11 +163,14 @@ def test_no_grad_and_inference(generator):
 
 
 @both
-def test_a_second_derivative_raises(loss, specification, generator):
-    image, text = features(6, 5, generator)
-    first = torch.autograd.grad(loss(image, text, 5.0, 0.0), image, create_graph=True)
+@pytest.mark.parametrize("few", [1 << 19, 0])
+@pytest.mark.parametrize("by", [0, 2])
+def test_a_second_derivative_raises(loss, specification, few, by, generator, monkeypatch):
+    monkeypatch.setattr(small, "MOST_LOGITS", few)
+    arguments = [*features(6, 5, generator), torch.tensor(5.0, requires_grad=True)]
+    first = torch.autograd.grad(loss(*arguments, 0.0), arguments[by], create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        first[0].sum().backward()
+        first[0].square().sum().backward()
 
 
 class Largest(TorchDispatchMode):

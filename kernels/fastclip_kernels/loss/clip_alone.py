@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .chunks import make_chunks
-from .op import custom_op, refuse_second_derivative, without_autocast
+from .op import custom_op, op_body, refuse_second_derivative
 from .sweeps import Softmax, inner_product, square_gradients, square_softmax
 
 
@@ -20,7 +20,7 @@ def clip_alone(
     image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
     """(loss (), sums (3, 2, B)) of features (B, D) that are multiplied in `dtype`."""
-    with without_autocast(image):
+    with op_body(image):
         chunks = make_chunks(backend, image.device, dtype)
         softmax = square_softmax(chunks, image.to(dtype), text.to(dtype), scale)
         return softmax.surprise.mean(), softmax.kept()
@@ -47,7 +47,7 @@ def clip_alone_backward(
     to_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of what is asked for, the features' in their own dtype; else empty tensors."""
-    with without_autocast(image):
+    with op_body(image):
         chunks = make_chunks(backend, image.device, dtype)
         image_product, text_product = image.to(dtype), text.to(dtype)
         by_image, by_text = square_gradients(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .chunks import make_chunks
 from .distributed import World, check_agreement, gather, rotate, start_gather, world_named
-from .op import custom_op, refuse_second_derivative, without_autocast
+from .op import custom_op, op_body, refuse_second_derivative
 from .sweeps import Softmax, SoftmaxRows, add_row_gradient, finish_gradient
 
 
@@ -53,7 +53,7 @@ def clip_ranks(
     The last two are empty in a ring. `agreement` as `distributed.check_agreement` takes it.
     """
     world = world_named(group)
-    with without_autocast(image):
+    with op_body(image):
         image, text = image.to(dtype), text.to(dtype)
         check_agreement("clip_loss", agreement, image, world)
         chunks = make_chunks(backend, image.device, dtype)
@@ -132,7 +132,7 @@ def clip_ranks_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image, text (empty where not asked for) and scale."""
     world, across = world_named(group), Across(local_loss, gather_with_grad, ring)
-    with without_autocast(image):
+    with op_body(image):
         results = [image.new_empty(0), text.new_empty(0)]
         if to_image or to_text:
             images, texts = image.to(dtype), text.to(dtype)

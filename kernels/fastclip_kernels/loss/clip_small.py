@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import small
-from .op import custom_op, keep_gradients, kept_gradients, without_autocast
+from .op import custom_op, keep_gradients, kept_gradients, op_body
 
 
 @custom_op("clip_small")
@@ -18,7 +18,7 @@ def clip_small(
     """Loss (), and if asked for its derivative by the scale () and B / scale times those by image
     and text (B, D), in `sum_dtype`; else empty tensors.
     """
-    with without_autocast(image):
+    with op_body(image):
         return small.softmax(image, text, scale, dtype, gradients)
 
 

@@ -97,15 +97,16 @@ def _logits(
     gather_with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """(image to text, text to image) logits in `sum_dtype`: of this rank's rows, or of all rows."""
-    dtype = product_dtype(image)
+    dtype, came_as = product_dtype(image), image.dtype
     image, text = image.to(dtype), text.to(dtype)
     all_images, all_texts = image, text
     if world is not None:
         gradient_to: GradientTo = "every rank"
         if not gather_with_grad:
             gradient_to = "nobody" if local_loss else "own rows"
-        all_images = gather_with_gradient(image, world, gradient_to)
-        all_texts = gather_with_gradient(text, world, gradient_to)
+        # they travel as they came, and so are their gradients summed
+        all_images = gather_with_gradient(image.to(came_as), world, gradient_to)
+        all_texts = gather_with_gradient(text.to(came_as), world, gradient_to)
         if not local_loss:
             image, text = all_images, all_texts
     wide = sum_dtype(dtype)

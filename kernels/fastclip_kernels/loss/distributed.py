@@ -87,31 +87,33 @@ class BatchAgreement:
         return BatchAgreement, ()
 
 
-# (pairs, width, index into _DTYPES) by group and key
-_agreed: WeakKeyDictionary[Any, dict[int, tuple[int, int, int]]] = WeakKeyDictionary()
+# rows by group, and by (key, width, index into _DTYPES): other features are agreed on apart
+_agreed: WeakKeyDictionary[Any, dict[tuple[int, int, int], int]] = WeakKeyDictionary()
 
 
 def check_agreement(op: str, key: int, features: Tensor, world: World) -> None:
-    """Raises ValueError where these features are not of the shape that the ranks agreed on."""
-    mine = (len(features), features.shape[1], _DTYPES.index(features.dtype))
+    """Raises ValueError where there are not as many rows as the ranks agreed on."""
+    mine = [len(features), features.shape[1], _DTYPES.index(features.dtype)]
     of_group = _agreed.setdefault(world.group, {})
-    if key not in of_group:
+    kind = (key, mine[1], mine[2])
+    if kind not in of_group:
         # int64 on the features' device: the only place a process group is sure to reach
         everyone = torch.empty(world.size, 3, dtype=torch.int64, device=features.device)
         _all_gather(everyone, everyone.new_tensor([mine]), world).wait()
         for rank, theirs in enumerate(everyone.tolist()):
-            if tuple(theirs) != tuple(everyone[0].tolist()):
+            if theirs != everyone[0].tolist():
                 raise ValueError(
                     f"{op}: every rank must bring features of one shape and dtype:"
                     f" rank 0 has {_describe(everyone[0].tolist())},"
                     f" rank {rank} has {_describe(theirs)}"
                 )
-        of_group[key] = mine
-    elif mine != of_group[key]:
+        of_group[kind] = mine[0]
+    elif mine[0] != of_group[kind]:
         raise ValueError(
-            f"{op}: the first call agreed on features of {_describe(of_group[key])},"
-            f" rank {world.rank} now has {_describe(mine)}; drop the last short batch, or use"
-            " world_size=1 for evaluation"
+            f"{op}: the first call agreed on features of {_describe([of_group[kind], *mine[1:]])},"
+            f" rank {world.rank} now has {_describe(mine)}; drop the last short batch, use"
+            " world_size=1 for evaluation, or a loss object (agreement=BatchAgreement()) for each"
+            " batch size"
         )
 
 
@@ -146,15 +148,15 @@ def gather(rows: Tensor, world: World) -> Tensor:
 def rotate(images: Tensor, texts: Tensor, world: World) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first row, images, texts) of every rank, this rank's own first, then its left neighbour's, ...
 
-    While a block is used the next one is on its way: two blocks in memory. All ranks go round at once.
+    While a block is used the next one is on its way: two blocks in memory, and at first the own one
+    is one of them. All ranks go round at once.
     """
-    own = torch.stack([images, texts])
-    block = own
+    block = torch.stack([images, texts])
     right, left = (world.rank + 1) % world.size, (world.rank - 1) % world.size
     for step in range(world.size):
         works, coming = [], block
         if step < world.size - 1:
-            coming = torch.empty_like(own)
+            coming = torch.empty_like(block)
             works = dist.batch_isend_irecv(
                 [
                     dist.P2POp(dist.isend, block, group=world.group, group_peer=right),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -16,9 +17,18 @@ def custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     return torch.library.custom_op(f"{NAMESPACE}::{name}", mutates_args=())
 
 
-def without_autocast(like: Tensor) -> torch.autocast:
-    """Autocast would round what the sweeps keep in `sum_dtype`."""
-    return torch.autocast(like.device.type, enabled=False)
+@contextmanager
+def op_body(like: Tensor) -> Iterator[None]:
+    """Around the body of an op on tensors like this one.
+
+    Autocast would round what the sweeps keep in `sum_dtype`; and Triton launches on the current
+    device, which need not be the tensors'.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(like.device.type, enabled=False))
+        if like.is_cuda:
+            stack.enter_context(torch.cuda.device(like.device))
+        yield
 
 
 def refuse_second_derivative(ctx: Any, *upstream: Any) -> NoReturn:
@@ -31,22 +41,40 @@ def refuse_second_derivative(ctx: Any, *upstream: Any) -> NoReturn:
 
 @custom_op("scaled_gradients")
 def scaled_gradients(
-    upstream: Tensor, image: Tensor, text: Tensor, scale: Tensor, to_image: Tensor, to_text: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of image and text, each in its own dtype, from those that forward made: B / scale
-    times the loss's, in `sum_dtype`.
+    upstream: Tensor,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    to_image: Tensor,
+    to_text: Tensor,
+    by_scalars: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of image and text, each in its own dtype, and of the scalars, from what forward made:
+    B / scale times the loss's by the features, in `sum_dtype` (or nothing, of shape (0,)), and the
+    loss's by each scalar.
 
     An op of its own so that a second derivative is refused, not taken as zero.
     """
     factor = upstream * scale / len(image)
-    return (to_image * factor).to(image.dtype), (to_text * factor).to(text.dtype)
+    scalars = torch.stack(by_scalars) * upstream
+    return (to_image * factor).to(image.dtype), (to_text * factor).to(text.dtype), scalars
 
 
 @scaled_gradients.register_fake
 def _(
-    upstream: Tensor, image: Tensor, text: Tensor, scale: Tensor, to_image: Tensor, to_text: Tensor
-) -> tuple[Tensor, Tensor]:
-    return image.new_empty(image.shape), text.new_empty(text.shape)
+    upstream: Tensor,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    to_image: Tensor,
+    to_text: Tensor,
+    by_scalars: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        image.new_empty(to_image.shape),
+        text.new_empty(to_text.shape),
+        scale.new_empty(len(by_scalars)),
+    )
 
 
 scaled_gradients.register_autograd(refuse_second_derivative)
@@ -66,8 +94,9 @@ def kept_gradients(ctx: Any, upstream: Tensor | None, inputs: int) -> tuple[Tens
     if upstream is None:
         return (None,) * inputs
     image, text, scale, *by_scalars, to_image, to_text = ctx.saved_tensors
-    features: tuple[Tensor | None, Tensor | None] = (None, None)
-    if any(ctx.needs_input_grad[:2]):
-        features = scaled_gradients(upstream, image, text, scale, to_image, to_text)
-    scalars = [upstream * each for each in by_scalars]
-    return *features, *scalars, *(None,) * (inputs - 2 - len(scalars))
+    *features, scalars = scaled_gradients(
+        upstream, image, text, scale, to_image, to_text, by_scalars
+    )
+    if not any(ctx.needs_input_grad[:2]):
+        features = [None, None]
+    return *features, *scalars.unbind(), *(None,) * (inputs - 2 - len(by_scalars))

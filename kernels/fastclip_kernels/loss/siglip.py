@@ -80,7 +80,8 @@ def siglip_loss(
 
     if world is None:
         return against(text_features, 0)
-    own_texts = text_features.to(dtype)  # rounded before they travel: fewer bytes, the same numbers
+    # rounded once, but they travel as they came: their gradients are summed on the way back
+    own_texts = text_features.to(dtype).to(text_features.dtype)
     agree(OP, agreement, own_texts, world)
     if dist_impl == "gather":
         texts = gather_with_gradient(own_texts, world, "every rank")

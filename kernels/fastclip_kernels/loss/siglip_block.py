@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import small
 from .chunks import make_chunks
-from .op import custom_op, keep_gradients, kept_gradients, without_autocast
+from .op import custom_op, keep_gradients, kept_gradients, op_body
 from .sweeps import sigmoid
 
 
@@ -30,7 +30,7 @@ def siglip_block(
     Pairs are (i, first + i), or nowhere. Gradients are made here, while the logits are at hand: a
     backward sweep would cost their GEMM again.
     """
-    with without_autocast(image):
+    with op_body(image):
         if small.fits(image, text, backend):
             return small.sigmoid(image, text, scale, bias, first, dtype, gradients)
         chunks = make_chunks(backend, image.device, dtype)

@@ -163,19 +163,21 @@ def _reduced(partial: Tensor) -> Sums:
     return Sums(top, rest, moment[0] if moment else None)
 
 
-_WIDENS: dict[torch.dtype, bool] = {}
+_WIDENS: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
 def _addmm_widens(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch adds a half-precision product to a float32 sum in one call."""
-    if dtype not in _WIDENS:
-        total, factor = (
-            torch.zeros(8, 8, device=device),
-            torch.ones(8, 8, dtype=dtype, device=device),
-        )
+    """Whether this torch adds a half-precision product to a part of a float32 sum in one call."""
+    if dtype == torch.float32:
+        return False
+    if (device, dtype) not in _WIDENS:
+        sums = torch.ones(16, 8, device=device)
+        total, factor = sums[8:], torch.ones(8, 8, dtype=dtype, device=device)
         try:
-            torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
-            _WIDENS[dtype] = dtype != torch.float32 and bool((total == 8).all())
+            for each in (factor, factor.T):
+                torch.addmm(total, each, factor, out_dtype=torch.float32, out=total)
+            right = bool((total == 17).all()) and bool((sums[:8] == 1).all())
         except (RuntimeError, TypeError, NotImplementedError):
-            _WIDENS[dtype] = False
-    return _WIDENS[dtype]
+            right = False
+        _WIDENS[device, dtype] = right
+    return _WIDENS[device, dtype]

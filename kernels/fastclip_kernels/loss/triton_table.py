@@ -66,14 +66,19 @@ def launch_for(
     if kernel == "sigmoid":
         return SIGMOID if wide else SIGMOID_NARROW
     # few keys do not fill a large tile, and a single one, which Triton makes a constant, spills there
-    if kernel == "sums" and capability >= 90 and keys >= LARGE.block_k:
+    if kernel == "sums" and capability == 90 and keys >= LARGE.block_k:
         return LARGE if wide else LARGE_NARROW
     return FUSED if wide else FUSED_NARROW
 
 
-@functools.cache
 def _capability() -> int:
+    """Of the current device, which is that of the features (`op.op_body`)."""
     if not torch.cuda.is_available():
         return 80  # interpreting
-    major, minor = torch.cuda.get_device_capability()
+    return _capability_of(torch.cuda.current_device())
+
+
+@functools.cache
+def _capability_of(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
