@@ -55,6 +55,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="run pipe: commands that stand in a list file, not only those on the command line",
         ),
         add(
+            "--no-packed-text",
+            action="store_true",
+            default=False,
+            help="one caption a row, padded to the context length, as OpenCLIP does, and not as "
+            "many as fit",
+        ),
+        add(
             "--no-prune-last-block",
             action="store_true",
             default=False,

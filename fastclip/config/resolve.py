@@ -87,6 +87,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             force_image_size=image_size,
             image_mean=_tuple(n.image_mean),
             image_std=_tuple(n.image_std),
+            packed_text=not n.no_packed_text,
             prune_last_block=not n.no_prune_last_block,
         ),
         ModelConfig(),

@@ -149,6 +149,7 @@ class ModelConfig:
     lock_text: bool = False
     lock_text_unlocked_layers: int = 0
     lock_text_freeze_layer_norm: bool = False
+    packed_text: bool = True  # ours
     prune_last_block: bool = True  # ours
     tokenizer: str | None = None  # ours: a local tokenizer.json, or a folder with one
     unsafe_load: bool = False  # ours

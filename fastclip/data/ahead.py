@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-Item = TypeVar("Item", bound=tuple[Tensor, ...])
+Item = TypeVar("Item", bound=tuple[Any, ...])  # of tensors, such tuples, and None
 
 _END = object()
 _POLL_SECONDS = 0.1
 
 
 class Ahead(Generic[Item]):
-    """Iterates named tuples of tensors that `items` makes, moved to `device`; `items` runs in a thread of its own.
+    """Iterates named tuples that `items` makes, moved to `device`; `items` runs in a thread of its own.
 
     On a GPU the thread pins, copies and decodes on `stream`; the consumer's stream waits for it, the host does not.
     The stream is the caller's, one for all epochs: torch keeps freed memory per stream, so a new one each epoch
@@ -48,7 +48,7 @@ class Ahead(Generic[Item]):
             if event is not None:
                 stream = torch.cuda.current_stream(self._device)
                 stream.wait_event(event)
-                for tensor in item:
+                for tensor in tensors(item):
                     tensor.record_stream(stream)  # its memory was allocated for the thread's stream
             yield item
 
@@ -95,10 +95,25 @@ def move(item: Item, device: torch.device) -> Item:
     """The same named tuple with its tensors on `device`; copies to a GPU go through pinned memory, without waiting."""
     if device.type == "cpu":
         return item
-    return type(item)(*(_to(tensor, device) for tensor in item))
+    return type(item)(*(_to(part, device) for part in item))
 
 
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
+def tensors(item: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors of a named tuple and of those in it."""
+    for part in item:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, tuple):
+            yield from tensors(part)
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    if isinstance(part, tuple):
+        return move(part, device)
+    return None if part is None else _tensor_to(part, device)
+
+
+def _tensor_to(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == device:
         return tensor
     if device.type == "cuda" and tensor.device.type == "cpu":

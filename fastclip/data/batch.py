@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -32,6 +31,22 @@ class EncodedBatch(NamedTuple):
     keys: list[str]  # "shard/key" of each sample, for messages only
 
 
+class PackedText(NamedTuple):
+    """b captions end to end in R rows of L tokens; made in `data/packing.py`.
+
+    A caption lies whole in one row and is cut after its end of text. The unused end of each row, maybe nothing, is a
+    segment of its own: b + R segments, none longer than L.
+    """
+
+    ids: Tensor  # int64 (R, L)
+    positions: Tensor  # int64 (R, L): place of each token in its segment, from 0
+    cu_seqlens: (
+        Tensor  # int32 (b + R + 1,): where each segment starts in the R * L tokens; then R * L
+    )
+    ends: Tensor  # int64 (b,): where in the R * L tokens caption i has its end of text
+    dense: Tensor | None = None  # int64 (b, L): the same unpacked, where somebody wants that too
+
+
 class Batch(NamedTuple):
     """One micro-batch of one rank, on the training device.
 
@@ -40,11 +55,4 @@ class Batch(NamedTuple):
     """
 
     images: Tensor
-    texts: Tensor  # int64 (B, context_length), zero-padded token ids
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on `device`; pinned memory is copied without waiting."""
-    return Batch(
-        batch.images.to(device, non_blocking=True), batch.texts.to(device, non_blocking=True)
-    )
+    texts: Tensor | PackedText  # int64 (B, context_length), zero-padded token ids; or packed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from fastclip.config.images import PreprocessConfig
 from fastclip.config.train_config import DataConfig
 from fastclip.data import decode_dali
+from fastclip.data.bad_samples import BadSampleNotes
 from fastclip.data.batch import Batch
 from fastclip.data.csv_source import CsvSource, read_rows
 from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
@@ -24,9 +27,10 @@ from fastclip.data.imagenet import (
     imagenet_v2_files,
 )
 from fastclip.data.loader import EvalLoader, LabelledLoader, TrainLoader
+from fastclip.data.packing import PackRule, TextPacker, rows_for
 from fastclip.data.row_source import Division, RowSource
 from fastclip.data.shard_spec import ShardList, count_samples, data_kind, display, expand_shards
-from fastclip.data.shards import EvalShards, ResampledShards, TrainShards
+from fastclip.data.shards import EvalShards, Position, ResampledShards, TrainShards
 from fastclip.data.synthetic import SyntheticSource
 from fastclip.data.worker import (
     EncodedTrain,
@@ -36,8 +40,9 @@ from fastclip.data.worker import (
     SampleSource,
     Tokenizer,
 )
-from fastclip.errors import EnvironmentProblem, UserError
+from fastclip.errors import EnvironmentProblem, FastclipError, UserError
 
+_SAMPLED_CAPTIONS = 2048  # to choose the size of packed batches by
 _TRAIN, _VAL = "--train-data", "--val-data"
 
 
@@ -62,15 +67,17 @@ def build_data(
     device: torch.device,
     start_epoch: int = 0,
     epochs: int | None = None,
+    pack: PackRule | None = None,
 ) -> DataLoaders:
-    """All loaders of a run, checked against the machine but with no process started and no picture read.
+    """All loaders of a run, checked against the machine but with no process started and no picture decoded.
 
-    `epochs` is only for the sentences about the run. Raises UserError, InputMissing, DataError, EnvironmentProblem.
+    `epochs` is only for the sentences about the run. With `pack`, training batches have packed captions, in rows
+    chosen from the first captions of the data. Raises UserError, InputMissing, DataError, EnvironmentProblem.
     """
     train = None
     if cfg.train_data is not None or cfg.dataset_type == "synthetic":
         train = _train_loader(
-            cfg, preprocess, tokenizer, seed, rank, world_size, device, start_epoch, epochs
+            cfg, preprocess, tokenizer, seed, rank, world_size, device, start_epoch, epochs, pack
         )
     val = _val_loader(cfg, preprocess, tokenizer, device) if cfg.val_data is not None else None
     imagenet_val = imagenet_v2 = None
@@ -95,6 +102,7 @@ def _train_loader(
     device: torch.device,
     start_epoch: int,
     epochs: int | None,
+    pack: PackRule | None,
 ) -> TrainLoader:
     kind = data_kind(cfg.train_data, cfg.dataset_type, _TRAIN)
     source: SampleSource
@@ -110,6 +118,7 @@ def _train_loader(
             f"{plan.num_batches:,} batches of {cfg.batch_size} on each of {world_size} "
             f"process{'es' if world_size > 1 else ''}, {left_out:,} rows left out of an epoch"
         ]
+    packer = None if pack is None else _packer(cfg, source, tokenizer, pack, sentences)
     sampler = AugmentSampler(cfg.augment, preprocess, seed)
     preparer: Preparer
     refusal = decode_dali.available() if cfg.decoder != "pillow" else "--decoder pillow"
@@ -132,7 +141,8 @@ def _train_loader(
     else:
         erasing = random_erasing(preprocess, cfg.augment)
         decoder = TrainDecoder(preprocess, cfg.augment)
-        preparer = PillowTrain(sampler, decoder, erasing, tokenizer)
+        make_batch = Batch if packer is None else packer.batch
+        preparer = PillowTrain(sampler, decoder, erasing, tokenizer, make_batch)
         decode = None
         sentences.append(f"decoder: Pillow, in the loader processes ({refusal})")
     return TrainLoader(
@@ -145,7 +155,37 @@ def _train_loader(
         start_epoch=start_epoch,
         decode=decode,
         sentences=[*sentences, *augment_warnings(cfg.augment)],
+        packer=packer,
     )
+
+
+def _packer(
+    cfg: DataConfig,
+    source: SampleSource,
+    tokenizer: Tokenizer,
+    rule: PackRule,
+    sentences: list[str],
+) -> TextPacker:
+    """Of a size for the captions that the run's first loader process reads first."""
+    captions: list[str] = []
+    # What is wrong with the data is for the loader to say, once it is met there.
+    with contextlib.suppress(FastclipError):
+        start = Position(0, 0, max(1, cfg.workers), 0)  # whatever epoch a run is resumed at
+        samples = source.read(start, BadSampleNotes(source.name))
+        for sample in itertools.islice(samples, _SAMPLED_CAPTIONS):
+            captions.append(sample.caption)
+        del samples  # closes its shard
+    if not captions:
+        return TextPacker(rule, cfg.batch_size)
+    texts = tokenizer(captions).numpy()
+    lengths, row_length = rule.lengths(texts), texts.shape[1]
+    rows = rows_for(lengths, cfg.batch_size, row_length)
+    sentences.append(
+        f"captions: packed, {cfg.batch_size} into {rows} rows of {row_length} tokens "
+        f"(mean {lengths.mean():.1f} tokens, from {len(captions):,} captions), or into {cfg.batch_size} rows where "
+        "they do not fit"
+    )
+    return TextPacker(rule, rows)
 
 
 def _train_shards(

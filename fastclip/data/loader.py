@@ -7,6 +7,7 @@ with DALI where that is used, and moves batches, in a thread of its own while th
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from fastclip.data.bad_samples import BadSampleCounter
 from fastclip.data.batch import Batch, EncodedBatch
 from fastclip.data.epoch_plan import EpochPlan
 from fastclip.data.imagenet import LabelledBatch
+from fastclip.data.packing import TextPacker
 from fastclip.data.worker import (
     BatchStream,
     EpochClock,
@@ -30,6 +32,8 @@ from fastclip.data.worker import (
     unpack,
 )
 from fastclip.errors import DataError, EnvironmentProblem
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item", Batch, LabelledBatch)
 
@@ -43,7 +47,8 @@ class TrainLoader:
     `num_batches` is per epoch and rank. `num_samples` is the reference's count for the log: shards count all ranks
     and are rounded up to full batches, rows are counted as they are in the file. `bad` counts what was left out.
     `decode` makes the decoder of the main process, in which case `preparer` hands on encoded batches; it is called
-    after the loader processes have started, so that these do not inherit its threads.
+    after the loader processes have started, so that these do not inherit its threads. `packer` packs captions: the
+    `preparer` does so by it, or, where members of a batch may yet fail to decode, this loader.
     """
 
     def __init__(
@@ -58,7 +63,9 @@ class TrainLoader:
         start_epoch: int,
         decode: Callable[[], Callable[[EncodedBatch], Tensor]] | None = None,
         sentences: list[str] | None = None,
+        packer: TextPacker | None = None,
     ) -> None:
+        self.packer, self._overflowed = packer, 0
         self.num_batches, self.num_samples = plan.num_batches, plan.num_samples
         self.bad = BadSampleCounter()
         self._name, self._batch_size, self._device = source.name, batch_size, device
@@ -111,8 +118,9 @@ class TrainLoader:
         try:
             given = 0
             for batch in ahead:
-                self.bad.kept += len(batch.texts)
+                self.bad.kept += len(batch.images)
                 given += 1
+                self._count_overflow(batch)
                 yield batch
             assert given == self.num_batches, (given, self.num_batches)
         finally:
@@ -121,6 +129,18 @@ class TrainLoader:
                 ahead.close()
                 self._ahead = None
 
+    def _count_overflow(self, batch: Batch) -> None:
+        """Count batches of the large size, and say so at the 1st, 2nd, 4th, 8th, ..."""
+        if self.packer is None or len(batch.texts.ids) == self.packer.rows:  # type: ignore[union-attr]
+            return
+        self._overflowed += 1
+        if self._overflowed & (self._overflowed - 1) == 0:
+            logger.info(
+                "packed captions: %d batches so far did not fit %d rows and took one row a caption",
+                self._overflowed,
+                self.packer.rows,
+            )
+
     def _decoded(self, parcels: Iterator[Parcel]) -> Generator[Batch, None, None]:
         batches = self._unpacked(parcels)
         if self._make_decoder is not None:
@@ -128,7 +148,9 @@ class TrainLoader:
 
             if self._decoder is None:
                 self._decoder = self._make_decoder()
-            batches = Refill(self._decoder, self._batch_size, self.bad, self._name).batches(batches)
+            make_batch = Batch if self.packer is None else self.packer.batch
+            refill = Refill(self._decoder, self._batch_size, self.bad, self._name, make_batch)
+            batches = refill.batches(batches)
         yield from itertools.islice(batches, self.num_batches)
 
     def _unpacked(self, parcels: Iterator[Parcel]) -> Iterator[Any]:

@@ -25,8 +25,9 @@ class Refill:
         batch_size: int,
         counter: BadSampleCounter,
         data: str,
+        make_batch: Callable[[Tensor, Tensor], Batch] = Batch,
     ) -> None:
-        self._decode, self._batch_size = decode, batch_size
+        self._decode, self._batch_size, self._make_batch = decode, batch_size, make_batch
         self._counter, self._data = counter, data
 
     def batches(self, encoded: Iterator[EncodedBatch]) -> Iterator[Batch]:
@@ -50,7 +51,7 @@ class Refill:
                 notes.good += size
                 rest = list(range(size, len(pool.keys)))
                 pool = rows(pool, rest) if rest else None
-                yield Batch(images, batch.texts)
+                yield self._make_batch(images, batch.texts)
 
 
 def rows(batch: EncodedBatch, index: list[int]) -> EncodedBatch:

@@ -30,6 +30,7 @@ from fastclip.data.shards import Position, RawSample
 from fastclip.errors import DataError, FastclipError
 
 Tokenizer = Callable[[list[str]], Tensor]  # texts to int64 (n, context_length)
+MakeBatch = Callable[[Tensor, Tensor], Batch]  # of images and those ids, packed or as they are
 
 
 class SampleSource(Protocol):
@@ -162,9 +163,10 @@ class PillowTrain:
         decoder: TrainDecoder,
         erasing: RandomErasing | None,
         tokenizer: Tokenizer,
+        make_batch: MakeBatch = Batch,
     ) -> None:
         self._sampler, self._decoder, self._erasing = sampler, decoder, erasing
-        self._tokenizer = tokenizer
+        self._tokenizer, self._make_batch = tokenizer, make_batch
 
     def prepare(self, sample: RawSample, epoch: int) -> tuple[np.ndarray, int, str]:
         draw = draw_for(self._sampler, sample, epoch)
@@ -174,7 +176,7 @@ class PillowTrain:
         images = stack_images([item[0] for item in items])
         if self._erasing is not None:
             images = self._erasing(images, torch.tensor([item[1] for item in items]))
-        return Batch(images, self._tokenizer([item[2] for item in items]))
+        return self._make_batch(images, self._tokenizer([item[2] for item in items]))
 
 
 class EncodedTrain:

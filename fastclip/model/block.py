@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fastclip.model.attention import Attend, attend_all, attend_before
+from fastclip.model.attention import Attend, PackedAttention, attend_all, attend_before, masked
 from fastclip.model.pooled_rows import PooledRows
 
 
@@ -135,6 +135,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width = width
         self.attend: Attend = attend_before if causal else attend_all
+        self.packed_attention: PackedAttention = masked  # of packed captions; right on any device
         self.grad_checkpointing = False
         self.prune_last_block = False
         self.resblocks = nn.ModuleList(

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastclip.config.images import PreprocessConfig
-from fastclip.model.model_config import CLIPConfig
+from fastclip.model.attention import PackedAttention
+from fastclip.model.model_config import CLIPConfig, TextConfig
+from fastclip.model.packed_ids import PackedIds
 from fastclip.model.patch_dropout import PatchDropout
 from fastclip.model.precision import LayerNorm
-from fastclip.model.text import TextTransformer, lock_text, prune_text, text_features
+from fastclip.model.text import TextParts, TextTransformer, lock_text, prune_text, text_features
 from fastclip.model.vision import VisionTransformer
 
 
@@ -49,17 +51,17 @@ class _TwoTowers(nn.Module):
 
     def encode_text(
         self,
-        text: Tensor,  # int64 (B, context_length)
+        text: Tensor | PackedIds,  # int64 (B, context_length), or the same captions packed
         normalize: bool = False,
     ) -> Tensor:  # (B, embed_dim)
         features = self._text(text)
         return F.normalize(features, dim=-1) if normalize else features
 
-    def _text(self, text: Tensor) -> Tensor:
+    def _text(self, text: Tensor | PackedIds) -> Tensor:
         raise AssertionError("a layout defines this")
 
     def forward(
-        self, image: Tensor | None = None, text: Tensor | None = None
+        self, image: Tensor | None = None, text: Tensor | PackedIds | None = None
     ) -> dict[str, Tensor | None] | tuple[Tensor | None, ...]:
         """Unit-norm features, exp(logit_scale) and, if there is one, logit_bias.
 
@@ -93,10 +95,23 @@ class _TwoTowers(nn.Module):
         Same features and gradients; what the last block returns to a hook is then (B, D). Names
         the towers where it is so.
         """
-        pruned = {"image": self.visual.prune_last_block(), "text": self._prune_text()}
+        text = prune_text(self.text_parts, self.config.text_cfg)
+        pruned = {"image": self.visual.prune_last_block(), "text": text}
         return tuple(tower for tower, done in pruned.items() if done)
 
-    def _prune_text(self) -> bool:
+    @property
+    def packing_config(self) -> TextConfig | None:
+        """What reads packed captions; None where the text tower cannot."""
+        text = self.config.text_cfg
+        return text if text.can_pack else None
+
+    def use_packed_attention(self, attention: PackedAttention) -> None:
+        """Attend over packed captions by `attention` from here on."""
+        self.text_parts.transformer.packed_attention = attention
+
+    @property
+    def text_parts(self) -> TextParts:
+        """Whatever carries the parts of the text tower in this layout."""
         raise AssertionError("a layout defines this")
 
     def set_patch_dropout_seed(self, seed: int) -> None:
@@ -130,11 +145,12 @@ class CLIP(_TwoTowers):
         self.text_projection = text.text_projection
         self._set_up_logits()
 
-    def _text(self, text: Tensor) -> Tensor:
+    def _text(self, text: Tensor | PackedIds) -> Tensor:
         return text_features(self, self.config.text_cfg, text)
 
-    def _prune_text(self) -> bool:
-        return prune_text(self, self.config.text_cfg)
+    @property
+    def text_parts(self) -> TextParts:
+        return self
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         lock_text(self, unlocked_layers, freeze_layer_norm)
@@ -164,12 +180,13 @@ class CustomTextCLIP(_TwoTowers):
         self.text = TextTransformer(config.text_cfg, config.embed_dim, config.quick_gelu, norm)
         self._set_up_logits()
 
-    def _text(self, text: Tensor) -> Tensor:
+    def _text(self, text: Tensor | PackedIds) -> Tensor:
         features: Tensor = self.text(text)
         return features
 
-    def _prune_text(self) -> bool:
-        return prune_text(self.text, self.config.text_cfg)
+    @property
+    def text_parts(self) -> TextParts:
+        return self.text
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         self.text.lock(unlocked_layers, freeze_layer_norm)

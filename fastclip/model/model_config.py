@@ -110,6 +110,11 @@ class TextConfig:
         return self.pool_type != "none"
 
     @property
+    def can_pack(self) -> bool:
+        """True when nothing after a text's end is ever read, so that texts may lie end to end."""
+        return self.causal and self.pool_type in ("argmax", "eos")
+
+    @property
     def causal(self) -> bool:
         """True when a token sees only itself and the tokens before it."""
         return not self.no_causal_mask

@@ -10,9 +10,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastclip.model.block import Transformer
 from fastclip.model.model_config import TextConfig
+from fastclip.model.packed_ids import PackedIds, PackedRows
 from fastclip.model.pooled_rows import FirstRow, LastRow, PooledRows, RowAt
 
 
@@ -77,7 +79,7 @@ class TextTransformer(nn.Module):
         elif self.text_projection is not None:
             nn.init.normal_(self.text_projection, std=width**-0.5)
 
-    def forward(self, text: Tensor) -> Tensor:
+    def forward(self, text: Tensor | PackedIds) -> Tensor:
         return text_features(self, self.config, text)
 
     def lock(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
@@ -91,19 +93,41 @@ class TextTransformer(nn.Module):
         return {"positional_embedding"}
 
 
-def text_features(parts: TextParts, config: TextConfig, text: Tensor) -> Tensor:
-    """The tower's forward pass; (B, output_dim), or (B, T, output_dim) with `pool_type` "none"."""
-    dtype = parts.transformer.product_dtype
-    x: Tensor = parts.token_embedding(text).to(dtype)
-    x = x + parts.positional_embedding[: text.shape[1]].to(dtype)
+def text_features(parts: TextParts, config: TextConfig, text: Tensor | PackedIds) -> Tensor:
+    """The tower's forward pass; (B, output_dim), or (B, T, output_dim) with `pool_type` "none".
+
+    Packed captions give the features of the same captions laid out one a row. Only a config with
+    `can_pack` takes them.
+    """
     # a norm works token by token: pooling first changes nothing but the work
-    x = parts.transformer(x, pooled_rows(text, config))
-    x = parts.ln_final(x)
+    pooled = _dense(parts, config, text) if isinstance(text, Tensor) else _packed(parts, text)
+    x: Tensor = parts.ln_final(pooled)
     if isinstance(parts.text_projection, nn.Linear):
         x = parts.text_projection(x)
     elif parts.text_projection is not None:
         x = x @ parts.text_projection
     return x
+
+
+def _dense(
+    parts: TextParts,
+    config: TextConfig,
+    text: Tensor,  # (B, T)
+) -> Tensor:  # (B, D), or (B, T, D)
+    dtype = parts.transformer.product_dtype
+    x: Tensor = parts.token_embedding(text).to(dtype)
+    x = x + parts.positional_embedding[: text.shape[1]].to(dtype)
+    out: Tensor = parts.transformer(x, pooled_rows(text, config))
+    return out
+
+
+def _packed(parts: TextParts, text: PackedIds) -> Tensor:  # (b, D)
+    dtype = parts.transformer.product_dtype
+    x: Tensor = parts.token_embedding(text.ids).to(dtype)
+    x = x + F.embedding(text.positions, parts.positional_embedding).to(dtype)
+    attend = parts.transformer.packed_attention(text)
+    out: Tensor = parts.transformer(x, PackedRows(text.ends, attend), attend)
+    return out
 
 
 def pooled_rows(

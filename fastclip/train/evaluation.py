@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.build import DataLoaders
 from fastclip.eval.encoder import ModelEncoder
-from fastclip.eval.runner import EvalData, append_results, evaluate
+from fastclip.eval.runner import Batches, EvalData, append_results, evaluate
 from fastclip.train.distributed import World
 from fastclip.train.precision import autocast_factory, input_dtype
 from fastclip.train.run_folder import RunFolder
@@ -33,7 +33,9 @@ class Evaluation:
         self._config, self._world, self._tokenizer = config, world, tokenizer
         self._folder, self._writers = folder, writers
         self._data = EvalData(
-            val=data.val, imagenet_val=data.imagenet_val, imagenet_v2=data.imagenet_v2
+            val=cast("Batches | None", data.val),  # batches of evaluation are never packed
+            imagenet_val=data.imagenet_val,
+            imagenet_v2=data.imagenet_v2,
         )
         self._encoder = ModelEncoder(
             model,

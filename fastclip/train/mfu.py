@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastclip.config.train_config import Precision
+from fastclip.data.batch import PackedText
 
 # Dense half-precision FLOP/s of the data sheets (without sparsity), by what torch calls the device.
 _PEAK_HALF = {
@@ -37,27 +38,33 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 
 
 def step_flops_per_sample(
-    model: nn.Module, image_size: tuple[int, int], context_length: int
-) -> int:
+    model: nn.Module, image_size: tuple[int, int], texts: Tensor | PackedText
+) -> float:
     """FLOPs of forward and backward for one pair: products only, counted on a copy without memory.
 
-    Backward needs two products for each one of forward. What checkpointing computes again is not counted: that is
-    time, not use.
+    `texts` is a batch of captions as the run has them, on the meta device: only its shapes are looked at. Backward
+    needs two products for each one of forward. What checkpointing computes again is not counted: that is time, not
+    use.
     """
     shape_only = copy.deepcopy(model).to("meta").eval()
     image = torch.empty(1, 3, *image_size, device="meta", dtype=next(model.parameters()).dtype)
-    text = torch.empty(1, context_length, device="meta", dtype=torch.int64)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shape_only(image, text)
-    return 3 * counter.get_total_flops()
+        if isinstance(texts, Tensor):
+            shape_only(image, texts[:1])
+            return 3.0 * counter.get_total_flops()
+        shape_only(image=image)
+        of_image = counter.get_total_flops()
+        shape_only(text=texts)
+        of_texts = counter.get_total_flops() - of_image
+    return 3 * (of_image + of_texts / len(texts.ends))
 
 
 def utilisation(
-    model: nn.Module, device: torch.device, precision: Precision, context_length: int
+    model: nn.Module, device: torch.device, precision: Precision, texts: Tensor | PackedText
 ) -> float | None:
     """MFU per (sample/s on this device); None where it is not known."""
     peak = peak_flops(device, precision)
     if peak is None:
         return None
     size = model.visual.preprocess_cfg.size  # type: ignore[union-attr]
-    return step_flops_per_sample(model, size, context_length) / peak  # type: ignore[arg-type]
+    return step_flops_per_sample(model, size, texts) / peak  # type: ignore[arg-type]

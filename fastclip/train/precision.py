@@ -36,6 +36,11 @@ def input_dtype(precision: Precision) -> torch.dtype:
     return _INPUT.get(precision, torch.float32)
 
 
+def product_dtype(precision: Precision) -> torch.dtype:
+    """The dtype in which the towers multiply."""
+    return _AUTOCAST.get(precision) or input_dtype(precision)
+
+
 def make_scaler(precision: Precision, device: torch.device) -> GradScaler | None:
     """Loss scaling is used for fp16 autocast only, as in the reference."""
     return GradScaler(device.type) if precision == "amp" else None

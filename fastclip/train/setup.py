@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
 from fastclip.data.build import DataLoaders, build_data
+from fastclip.data.loader import TrainLoader
+from fastclip.data.packing import PackRule
 from fastclip.data.tokenizer import build_tokenizer
 from fastclip.errors import UserError
 from fastclip.model.factory import create_teacher, create_training_model
@@ -30,6 +32,7 @@ from fastclip.train.evaluation import Evaluation
 from fastclip.train.losses import make_loss
 from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
+from fastclip.train.packed_captions import Texts, set_up_packing, texts_for_teacher
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
 from fastclip.train.progress import Progress, make_progress
 from fastclip.train.report import Guard, Report
@@ -73,6 +76,7 @@ class Parts:
     tokenizer: Any
     context_length: int
     start_epoch: int
+    pack: PackRule | None = None  # None: captions as the tokenizer gives them
 
 
 def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
@@ -104,6 +108,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         )
     )
     check_vocabulary(tokenizer, model, config.model)
+    pack = set_up_packing(model, teacher, config, world.device)
 
     optimizer = scaler = None
     if config.trains:
@@ -124,6 +129,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         device=world.device,
         start_epoch=start_epoch,
         epochs=config.epochs,
+        pack=pack,
     )
     if data.train is not None and data.train.num_batches < config.optim.accum_freq:
         raise UserError(
@@ -140,6 +146,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         tokenizer=tokenizer,
         context_length=tokenizer.context_length,
         start_epoch=start_epoch,
+        pack=pack,
     )
 
 
@@ -221,7 +228,10 @@ def build_run(
         nonfinite=config.optim.nonfinite,
     )
     forward = Forward(
-        compile_if_asked(parts.wrapped, config, world), parts.teacher, input_dtype(config.precision)
+        compile_if_asked(parts.wrapped, config, world),
+        parts.teacher,
+        input_dtype(config.precision),
+        texts_for_teacher(parts.pack),
     )
     loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
     clock = StepClock()
@@ -238,7 +248,12 @@ def build_run(
         samples_per_step=config.data.batch_size * accum_freq * world.size,
         samples_per_epoch=loader.num_samples,
         count_bad_samples=lambda: loader.bad.dropped,
-        mfu_per_rate=utilisation(parts.model, world.device, config.precision, parts.context_length),
+        mfu_per_rate=utilisation(
+            parts.model,
+            world.device,
+            config.precision,
+            _example_texts(loader, config.data.batch_size, parts.context_length),
+        ),
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
     evaluation = Evaluation(
@@ -259,6 +274,13 @@ def build_run(
         evaluate=partial(evaluation.run, steps_per_epoch=steps_per_epoch),
         begin_epoch=partial(_begin_epoch, config, world, parts, report, progress),
     )
+
+
+def _example_texts(loader: TrainLoader, batch_size: int, context_length: int) -> Texts:
+    """Captions of one batch as shapes."""
+    if loader.packer is None:
+        return torch.empty(batch_size, context_length, dtype=torch.int64, device="meta")
+    return loader.packer.shapes(batch_size, context_length)
 
 
 def _begin_epoch(

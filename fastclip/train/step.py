@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastclip.data.batch import Batch
 from fastclip.optim.update import Update
+from fastclip.train.packed_captions import Texts, as_given
 from fastclip.train.precision import AutocastFactory
 
 Outputs = dict[
@@ -31,12 +32,22 @@ class StepResult(NamedTuple):
 
 
 class Forward:
-    """Both towers, and the teacher's where there is one, on one batch."""
+    """Both towers, and the teacher's where there is one, on one batch.
 
-    def __init__(self, model: nn.Module, teacher: nn.Module | None, dtype: torch.dtype) -> None:
+    `texts_for_teacher` gives the teacher the captions in a form that it takes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        dtype: torch.dtype,
+        texts_for_teacher: Callable[[Texts], Texts] = as_given,
+    ) -> None:
         self._model = model
         self._teacher = teacher
         self._dtype = dtype
+        self._texts_for_teacher = texts_for_teacher
 
     def __call__(self, batch: Batch) -> Outputs:
         # uint8 pixels are normalised and cast by the model's stem.
@@ -44,7 +55,7 @@ class Forward:
         outputs: Outputs = dict(self._model(images, batch.texts))
         if self._teacher is not None:
             with torch.no_grad():
-                taught = self._teacher(images, batch.texts)
+                taught = self._teacher(images, self._texts_for_teacher(batch.texts))
             outputs.update({f"dist_{key}": value for key, value in taught.items()})
         return outputs
 

@@ -11,6 +11,7 @@ OWN = {
     "--nonfinite": "skip",
     "--unsafe-load": False,
     "--allow-pipe-from-files": False,
+    "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--tokenizer": None,
 }

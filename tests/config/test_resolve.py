@@ -117,6 +117,7 @@ ELSEWHERE: dict[str, tuple[list[str], list[str], dict[str, object]]] = {
         ["timm/lamb"],
         {"optim.opt": "timm/lamb"},
     ),
+    "no_packed_text": ([], [], {"model.packed_text": False}),
     "no_prune_last_block": ([], [], {"model.prune_last_block": False}),
     "unsafe_load": ([], [], {"model.unsafe_load": True, "checkpoint.unsafe_load": True}),
 }

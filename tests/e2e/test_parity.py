@@ -28,6 +28,9 @@ FLAGS = (
 
 MODES = {
     "plain": ["--precision", "fp32"],
+    "dense captions, whole last block": [
+        *["--precision", "fp32", "--no-packed-text", "--no-prune-last-block"],
+    ],
     "checkpointed": ["--precision", "fp32", "--grad-checkpointing"],
     "accumulated": ["--precision", "fp32", "--accum-freq", "2"],
     "clipped": ["--precision", "fp32", "--grad-clip-norm", "0.5"],

@@ -26,11 +26,13 @@ from fastclip.config.parse import parse_args
 from fastclip.config.resolve import resolve
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.batch import Batch
+from fastclip.data.packing import PackRule, TextPacker, rows_for
 from fastclip.model.clip import CLIP
 from fastclip.model.model_config import parse_config
 from fastclip.optim.build import build_optimizer
 from fastclip.train.distributed import World
 from fastclip.train.loop import train_epoch
+from fastclip.train.packed_captions import set_up_packing
 from fastclip.train.precision import make_scaler
 from fastclip.train.run_folder import RunFolder
 from fastclip.train.setup import Parts, Run, build_run, prepare_for_training
@@ -105,7 +107,12 @@ def reference_model(raw: Mapping[str, Any], seed: int, **options: Any) -> Refere
     return ReferenceCLIP(**copy.deepcopy(dict(raw)), output_dict=True, **options)
 
 
+# Switches of ours that turn an exact saving off: there is none in the reference.
+_OURS = {"--no-packed-text", "--no-prune-last-block"}
+
+
 def parse_reference(flags: Sequence[str]) -> argparse.Namespace:
+    flags = [flag for flag in flags if flag not in _OURS]
     args = reference_params.parse_args(list(flags))
     extras = {
         "distill": args.distill_model is not None,
@@ -183,16 +190,28 @@ def reference_trajectory(
 
 
 class FixedLoader:
-    """A TrainLoader that hands out given batches."""
+    """A TrainLoader that hands out given batches, packed where the run packs."""
 
-    def __init__(self, batches: Sequence[tuple[Tensor, Tensor]], world_size: int = 1) -> None:
+    def __init__(
+        self,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        world_size: int = 1,
+        pack: PackRule | None = None,
+    ) -> None:
         self._batches = batches
+        self.packer = None
+        if pack is not None:
+            texts = torch.cat([texts for _, texts in batches]).numpy()
+            rows = rows_for(pack.lengths(texts), len(batches[0][0]), texts.shape[1])
+            assert rows < len(batches[0][0]) or rows == 1, "packs nothing"
+            self.packer = TextPacker(pack, rows)
         self.num_batches = len(batches)
         self.num_samples = len(batches) * len(batches[0][0]) * world_size
         self.bad = SimpleNamespace(dropped=0)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        return (Batch(images, texts) for images, texts in self._batches)
+        make_batch = Batch if self.packer is None else self.packer.batch
+        return (make_batch(images, texts) for images, texts in self._batches)
 
 
 class _Recorder:
@@ -221,6 +240,7 @@ def our_run(
     world: World,
 ) -> Run:
     optimizer = build_optimizer(config.optim, model)
+    pack = set_up_packing(model, None, config, world.device)
     parts = Parts(
         model=model,
         wrapped=wrapped,
@@ -228,11 +248,15 @@ def our_run(
         optimizer=optimizer,
         scaler=make_scaler(config.precision, world.device),
         data=SimpleNamespace(  # type: ignore[arg-type]
-            train=FixedLoader(batches, world.size), val=None, imagenet_val=None, imagenet_v2=None
+            train=FixedLoader(batches, world.size, pack),
+            val=None,
+            imagenet_val=None,
+            imagenet_v2=None,
         ),
         tokenizer=None,
         context_length=77,
         start_epoch=0,
+        pack=pack,
     )
     return build_run(config, world, parts, RunFolder(Path("none"), "none", None), Writers([]))
 

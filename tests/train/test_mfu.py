@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastclip.data.packing import PackRule, TextPacker
 from fastclip.model.clip import CLIP
 from fastclip.model.model_config import parse_config
 from fastclip.train.mfu import peak_flops, step_flops_per_sample
@@ -25,7 +26,15 @@ def test_flops_equal_the_formula(quick_gelu: bool) -> None:
         + _tower(text["context_length"], text["width"], text["layers"])
         + 2 * REDUCED["embed_dim"] * (vision["width"] + text["width"])
     )
-    assert step_flops_per_sample(model, (256, 256), 77) == pytest.approx(3 * forward, rel=1e-3)
+    texts = torch.empty(1, 77, device="meta", dtype=torch.int64)
+    flops = step_flops_per_sample(model, (256, 256), texts)
+    assert flops == pytest.approx(3 * forward, rel=1e-3)
+
+    batch, rows = 8, 2
+    packed = TextPacker(PackRule(eos_id=None), rows).shapes(batch, 77)
+    tower = _tower(77, text["width"], text["layers"])
+    wanted = forward - tower + tower * rows / batch
+    assert step_flops_per_sample(model, (256, 256), packed) == pytest.approx(3 * wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize(
