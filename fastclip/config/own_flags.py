@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from fastclip.config.train_config import Decoder, LossBackend, NonFinitePolicy
+from fastclip.config.train_config import Decoder, LossBackend, NonFinitePolicy, RecomputeChoice
 
 
 def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -67,6 +67,14 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             default=False,
             help="compute every row of each tower's last block, as OpenCLIP does, and not only the "
             "one that is read",
+        ),
+        add(
+            "--recompute",
+            choices=list(get_args(RecomputeChoice)),
+            default="auto",
+            help="what backward computes again to save memory: none; pointwise, which is LayerNorms, "
+            "activations and casts but no matrix product; full, which is every block once more. auto is "
+            "full with --grad-checkpointing, else none",
         ),
         add(
             "--tokenizer",

@@ -20,6 +20,7 @@ DatasetType = Literal["webdataset", "csv", "synthetic", "auto"]
 Decoder = Literal["auto", "dali", "pillow"]
 LossBackend = Literal["auto", "triton", "torch"]
 NonFinitePolicy = Literal["skip", "stop", "ignore"]
+RecomputeChoice = Literal["auto", "none", "pointwise", "full"]
 LRScheduler = Literal["cosine", "const", "const-cooldown"]
 DistImpl = Literal["bidir", "shift", "reduce", "gather"]
 SyncProtocol = Literal["s3", "fsspec"]
@@ -151,6 +152,7 @@ class ModelConfig:
     lock_text_freeze_layer_norm: bool = False
     packed_text: bool = True  # ours
     prune_last_block: bool = True  # ours
+    recompute: RecomputeChoice = "auto"  # ours
     tokenizer: str | None = None  # ours: a local tokenizer.json, or a folder with one
     unsafe_load: bool = False  # ours
 

@@ -11,10 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from fastclip.model.attention import Attend, PackedAttention, attend_all, attend_before, masked
 from fastclip.model.pooled_rows import PooledRows
+from fastclip.model.recompute import WAYS, Recompute
 
 
 class Attention(nn.Module):
@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, each recomputed in the backward pass where `grad_checkpointing` is set.
+    """A stack of blocks, each recomputed in the backward pass as `recompute` says.
 
     Where `prune_last_block` is set, the last block computes the pooled rows only.
     """
@@ -136,7 +136,7 @@ class Transformer(nn.Module):
         self.width = width
         self.attend: Attend = attend_before if causal else attend_all
         self.packed_attention: PackedAttention = masked  # of packed captions; right on any device
-        self.grad_checkpointing = False
+        self.recompute: Recompute = "none"
         self.prune_last_block = False
         self.resblocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, ls_init_value, quick_gelu, norm) for _ in range(layers)
@@ -165,13 +165,13 @@ class Transformer(nn.Module):
             return self._run(last, x, attend, pooled)
         return pooled.pick(self._run(last, x, attend, None))
 
+    @property
+    def grad_checkpointing(self) -> bool:
+        return self.recompute != "none"
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, enable: bool) -> None:
+        self.recompute = "full" if enable else "none"
+
     def _run(self, block: Block, x: Tensor, attend: Attend, pooled: PooledRows | None) -> Tensor:
-        out: Tensor
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            # nothing in a block is random, so there is no generator state to keep
-            out = checkpoint(
-                block, x, attend, pooled, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            out = block(x, attend, pooled)
-        return out
+        return WAYS[self.recompute](block, x, attend, pooled)

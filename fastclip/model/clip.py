@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from fastclip.config.images import PreprocessConfig
 from fastclip.model.attention import PackedAttention
+from fastclip.model.block import Transformer
 from fastclip.model.model_config import CLIPConfig, TextConfig
 from fastclip.model.packed_ids import PackedIds
 from fastclip.model.patch_dropout import PatchDropout
 from fastclip.model.precision import LayerNorm
+from fastclip.model.recompute import Recompute
 from fastclip.model.text import TextParts, TextTransformer, lock_text, prune_text, text_features
 from fastclip.model.vision import VisionTransformer
 
@@ -98,6 +100,12 @@ class _TwoTowers(nn.Module):
         text = prune_text(self.text_parts, self.config.text_cfg)
         pruned = {"image": self.visual.prune_last_block(), "text": text}
         return tuple(tower for tower, done in pruned.items() if done)
+
+    def set_recompute(self, way: Recompute) -> None:
+        """What backward computes again of every block, in both towers."""
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.recompute = way
 
     @property
     def packing_config(self) -> TextConfig | None:

@@ -178,8 +178,17 @@ def prepare_for_training(model: Any, config: ModelConfig) -> None:
             unlocked_layers=config.lock_text_unlocked_layers,
             freeze_layer_norm=config.lock_text_freeze_layer_norm,
         )
-    if config.grad_checkpointing:
+    recompute = config.recompute
+    if recompute == "auto":
+        recompute = "full" if config.grad_checkpointing else "none"
+    if recompute == "full":
         model.set_grad_checkpointing()
+    elif recompute == "pointwise":
+        if not hasattr(model, "set_recompute"):
+            raise UserError(
+                f"--recompute pointwise: {config.name} is not one of fastclip's own models; use --recompute full"
+            )
+        model.set_recompute(recompute)
     if config.prune_last_block:
         towers = model.prune_last_block()
         logger.info("last block computes one row in these towers: %s", ", ".join(towers) or "none")

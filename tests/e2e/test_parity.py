@@ -28,6 +28,7 @@ FLAGS = (
 
 MODES = {
     "plain": ["--precision", "fp32"],
+    "products kept": ["--precision", "fp32", "--recompute", "pointwise"],
     "dense captions, whole last block": [
         *["--precision", "fp32", "--no-packed-text", "--no-prune-last-block"],
     ],

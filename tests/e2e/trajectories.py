@@ -113,6 +113,9 @@ _OURS = {"--no-packed-text", "--no-prune-last-block"}
 
 def parse_reference(flags: Sequence[str]) -> argparse.Namespace:
     flags = [flag for flag in flags if flag not in _OURS]
+    if "--recompute" in flags:
+        at = flags.index("--recompute")
+        flags = [*flags[:at], *flags[at + 2 :]]
     args = reference_params.parse_args(list(flags))
     extras = {
         "distill": args.distill_model is not None,
