@@ -227,10 +227,14 @@ def _guarded(parcels: Iterator[Parcel]) -> Iterator[Parcel]:
     """The same, with the death of a loader process told as what it is."""
     try:
         yield from parcels
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        said = str(error)
+        if not isinstance(error, RuntimeError) and "in DataLoader worker process" not in said:
+            # not an error of the process that torch passes on: it went while it handed a batch over
+            said = "DataLoader worker exited unexpectedly"
+        elif "DataLoader worker" not in said or not isinstance(error, RuntimeError):
             raise
         raise EnvironmentProblem(
-            f"a loader process died: {error}; most often the machine ran out of memory or of shared memory "
+            f"a loader process died: {said}; most often the machine ran out of memory or of shared memory "
             "(/dev/shm): use fewer --workers"
         ) from error
