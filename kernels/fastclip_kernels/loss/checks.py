@@ -41,8 +41,7 @@ def check_features(op: str, names: tuple[str, str], first: Tensor, second: Tenso
             f"{op}: {names[1]} must be on {first.device} like {names[0]}, got {second.device}"
         )
     if first.dtype != second.dtype and not (
-        torch.is_autocast_enabled(first.device.type)
-        and torch.float64 not in (first.dtype, second.dtype)
+        autocast_is_on(first.device.type) and torch.float64 not in (first.dtype, second.dtype)
     ):
         raise TypeError(
             f"{op}: {names[1]} must be {first.dtype} like {names[0]}, got {second.dtype}"
@@ -69,13 +68,18 @@ def as_scalar(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor
     return value.reshape(()).to(device=like.device, dtype=dtype)
 
 
+def autocast_is_on(device: str) -> bool:
+    """Also for devices that have none, as the meta device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def product_dtype(features: Tensor) -> torch.dtype:
     """The dtype that features are rounded to before they are multiplied.
 
     Autocast's where it is on (it leaves float64 alone), else the features' own.
     """
     device = features.device.type
-    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+    if autocast_is_on(device) and features.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return features.dtype
 
