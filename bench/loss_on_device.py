@@ -34,6 +34,16 @@ ALLOWANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 SCALE, BIAS = 14.3, -10.0
 
 
+def cpu_name() -> str:
+    """As /proc has it; elsewhere what Python knows, which may be nothing but the architecture."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (
+        f"{names[0]}, {len(names)} threads" if names else platform.processor() or platform.machine()
+    )
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What a reader needs to know about where figures come from."""
     try:
@@ -44,9 +54,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         triton_version = "not installed"
     return {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "torch": torch.__version__,
         "triton": triton_version,
         "fastclip_kernels": fastclip_kernels.__version__,
