@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastclip.model.attention import Attend, PackedAttention, attend_all, attend_before, masked
 from fastclip.model.pooled_rows import PooledRows
-from fastclip.model.recompute import WAYS, Recompute
+from fastclip.model.recompute import Pointwise, Product, Recompute, choose, product_of
 
 
 class Attention(nn.Module):
@@ -23,6 +23,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.product: Product = product_of
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(
@@ -34,42 +35,54 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, T, D)
+        norm: Pointwise,  # of x, before the products
         attend: Attend,
         pooled: PooledRows | None = None,  # b rows to compute; None: all
     ) -> Tensor:  # (B, T, D), or (b, D)
         if pooled is not None:
-            return self._of_rows(x, pooled)
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            return self._of_rows(x, norm, pooled)
+        qkv = self.product(norm, x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).unbind(2)  # (B, T, H, D / H) each
         projected: Tensor = self.out_proj(attend(q, k, v).flatten(2))
         return projected
 
-    def _of_rows(self, x: Tensor, pooled: PooledRows) -> Tensor:
+    def _of_rows(self, x: Tensor, norm: Pointwise, pooled: PooledRows) -> Tensor:
         width = x.shape[-1]
         weight_q, weight_kv = self.in_proj_weight.split([width, 2 * width])
         bias_q, bias_kv = self.in_proj_bias.split([width, 2 * width])
-        kv = F.linear(x, weight_kv, bias_kv)
+        kv = self.product(norm, x, weight_kv, bias_kv)
         k, v = kv.view(*kv.shape[:2], 2, self.heads, -1).unbind(2)
-        q = F.linear(pooled.pick(x), weight_q, bias_q)
+        q = self.product(norm, pooled.pick(x), weight_q, bias_q)
         out = pooled.attend(q.view(q.shape[0], self.heads, -1), k, v)  # (b, H, D / H)
         projected: Tensor = self.out_proj(out.flatten(1))
         return projected
 
 
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, hidden: int, activation: Pointwise) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, hidden)
         self.c_proj = nn.Linear(hidden, width)
-        self.quick_gelu = quick_gelu
+        self.activation: Pointwise = activation
+        self.product: Product = product_of
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        x = x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x)
-        x = self.c_proj(x)
-        return x
+    def forward(
+        self,
+        x: Tensor,  # (..., D), as the result
+        norm: Pointwise,  # of x, before the products
+    ) -> Tensor:
+        x = self.product(norm, x, self.c_fc.weight, self.c_fc.bias)
+        return self.product(self.activation, x, self.c_proj.weight, self.c_proj.bias)
 
 
 class LayerScale(nn.Module):
@@ -92,7 +105,7 @@ class Block(nn.Module):
         heads: int,
         mlp_ratio: float,
         ls_init_value: float | None,
-        quick_gelu: bool,
+        use_quick_gelu: bool,
         norm: type[nn.LayerNorm],
     ) -> None:
         super().__init__()
@@ -100,7 +113,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ls_1 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
         self.ln_2 = norm(width)
-        self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu)
+        self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu if use_quick_gelu else gelu)
         self.ls_2 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
 
     def forward(
@@ -110,13 +123,13 @@ class Block(nn.Module):
         pooled: PooledRows | None = None,  # b rows to compute; None: all
     ) -> Tensor:  # (B, T, D), or (b, D)
         kept = x if pooled is None else pooled.pick(x)
-        x = kept + self.ls_1(self.attn(self.ln_1(x), attend, pooled))
-        x = x + self.ls_2(self.mlp(self.ln_2(x)))
+        x = kept + self.ls_1(self.attn(x, self.ln_1, attend, pooled))
+        x = x + self.ls_2(self.mlp(x, self.ln_2))
         return x
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, each recomputed in the backward pass as `recompute` says.
+    """A stack of blocks, recomputed in the backward pass as `set_recompute` says.
 
     Where `prune_last_block` is set, the last block computes the pooled rows only.
     """
@@ -136,11 +149,11 @@ class Transformer(nn.Module):
         self.width = width
         self.attend: Attend = attend_before if causal else attend_all
         self.packed_attention: PackedAttention = masked  # of packed captions; right on any device
-        self.recompute: Recompute = "none"
         self.prune_last_block = False
         self.resblocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, ls_init_value, quick_gelu, norm) for _ in range(layers)
         )
+        self.set_recompute("none")
 
     @property
     def blocks(self) -> list[Block]:
@@ -165,13 +178,8 @@ class Transformer(nn.Module):
             return self._run(last, x, attend, pooled)
         return pooled.pick(self._run(last, x, attend, None))
 
-    @property
-    def grad_checkpointing(self) -> bool:
-        return self.recompute != "none"
-
-    @grad_checkpointing.setter
-    def grad_checkpointing(self, enable: bool) -> None:
-        self.recompute = "full" if enable else "none"
-
-    def _run(self, block: Block, x: Tensor, attend: Attend, pooled: PooledRows | None) -> Tensor:
-        return WAYS[self.recompute](block, x, attend, pooled)
+    def set_recompute(self, way: Recompute) -> None:
+        self.recompute = way
+        self._run, product = choose(way)
+        for block in self.blocks:
+            block.attn.product = block.mlp.product = product

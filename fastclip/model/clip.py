@@ -105,7 +105,7 @@ class _TwoTowers(nn.Module):
         """What backward computes again of every block, in both towers."""
         for module in self.modules():
             if isinstance(module, Transformer):
-                module.recompute = way
+                module.set_recompute(way)
 
     @property
     def packing_config(self) -> TextConfig | None:
@@ -165,7 +165,7 @@ class CLIP(_TwoTowers):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.visual.set_grad_checkpointing(enable)
-        self.transformer.grad_checkpointing = enable
+        self.transformer.set_recompute("full" if enable else "none")
 
     def no_weight_decay(self) -> set[str]:
         """Names that timm's optimisers leave undecayed, beside everything one-dimensional."""

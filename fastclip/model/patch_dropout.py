@@ -27,8 +27,12 @@ class PatchDropout(nn.Module):
         self._seed = seed
         self._generator = None
 
+    def kept(self, patches: int) -> int:
+        """Patches that are left of that many."""
+        return max(1, int(patches * (1 - self.share)))
+
     def _draw(self, batch: int, patches: int, device: torch.device) -> Tensor:
-        count = max(1, int(patches * (1 - self.share)))
+        count = self.kept(patches)
         if self._seed is None:
             noise = torch.randn(batch, patches).to(device)
         else:

@@ -1,48 +1,105 @@
-"""What of a block is kept for backward, and what is computed again: three ways to run one block.
+"""What of a block is kept for backward, and what is computed again.
 
 none        everything autograd saves is kept
-pointwise   results of matrix products and of attention are kept; LayerNorms, activations and casts
-            are computed again: memory close to `full`, without a second forward
+pointwise   LayerNorms, activations and casts are computed again: no matrix product and no
+            attention, so that memory comes close to `full` without a second forward
 full        only the block's input is kept, and the whole block computed again (Chen et al. 2016,
             arXiv 1604.06174), as OpenCLIP's --grad-checkpointing does
+
+What each keeps in bytes: `activation_bytes.py`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-Recompute = Literal["none", "pointwise", "full"]
+Recompute = Literal["none", "pointwise", "full"]  # in the order of falling memory
+
+Pointwise = Callable[[Tensor], Tensor]  # a norm or an activation
+Product = Callable[[Pointwise, Tensor, Tensor, Tensor], Tensor]
 RunBlock = Callable[..., Tensor]  # (block, *arguments of the block)
 
-_aten = torch.ops.aten
-# The products of a block, and attention by whatever name torch runs it
-_KEPT = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten.baddbmm.default,
-    _aten._scaled_dot_product_flash_attention.default,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default,
-    _aten._scaled_dot_product_efficient_attention.default,
-    _aten._scaled_dot_product_cudnn_attention.default,
-    _aten._scaled_dot_product_fused_attention_overrideable.default,
-}
+
+def product_of(
+    pointwise: Pointwise,
+    x: Tensor,  # (..., K)
+    weight: Tensor,  # (N, K)
+    bias: Tensor,  # (N,)
+) -> Tensor:  # (..., N)
+    """linear(pointwise(x)); both operands of the product stay in memory."""
+    return F.linear(pointwise(x), weight, bias)
 
 
-def _keep_products(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if op in _KEPT or getattr(op, "namespace", "") in ("flash_attn", "torch_attn"):
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+def product_of_recomputed(pointwise: Pointwise, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same, bit for bit, that keeps x for backward and not pointwise(x) beside it.
+
+    A compiler that sees forward and backward decides such things by itself, and so gets the plain
+    form.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return product_of(pointwise, x, weight, bias)
+    parameters: Iterable[Tensor] = ()
+    again = pointwise
+    if isinstance(pointwise, nn.Module):
+        # hooks on the module see its forward pass once, as without
+        parameters, again = pointwise.parameters(), pointwise.forward
+    out: Tensor = _ProductOfRecomputed.apply(pointwise, again, x, weight, bias, *parameters)
+    return out
+
+
+class _ProductOfRecomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pointwise: Pointwise,
+        again: Pointwise,  # the same for backward
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *parameters: Tensor,  # of `pointwise`
+    ) -> Tensor:
+        device = x.device.type
+        # under autocast a norm may compute in another dtype than without
+        ctx.autocast = None
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
+        ctx.again = again
+        ctx.save_for_backward(x, weight, *parameters)
+        return F.linear(pointwise(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, weight, *parameters = ctx.saved_tensors
+        _, _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        x = saved.detach().requires_grad_(needs_x)
+        with torch.enable_grad(), ctx.autocast or contextlib.nullcontext():
+            operand = ctx.again(x)
+        rows = grad.flatten(0, -2)
+        d_weight = d_bias = None
+        if needs_weight:
+            d_weight = rows.t() @ operand.detach().flatten(0, -2).to(grad.dtype)
+            d_weight = d_weight.to(weight.dtype)
+        if needs_bias:
+            d_bias = rows.sum(0)  # autograd casts it
+        leaves = [x, *parameters]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found: dict[int, Tensor] = {}
+        if wanted:
+            d_operand = (rows @ weight.to(grad.dtype)).view(operand.shape).to(operand.dtype)
+            found = dict(
+                zip(map(id, wanted), torch.autograd.grad(operand, wanted, d_operand), strict=True)
+            )
+        d_x, *d_parameters = (found.get(id(leaf)) for leaf in leaves)
+        return None, None, d_x, d_weight, d_bias, *d_parameters
 
 
 def run_plainly(block: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -57,21 +114,7 @@ def run_recomputing_all(block: Callable[..., Tensor], *arguments: Any) -> Tensor
     return out
 
 
-def run_recomputing_pointwise(block: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    if not torch.is_grad_enabled():
-        return block(*arguments)
-    out: Tensor = checkpoint(
-        block,
-        *arguments,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=functools.partial(create_selective_checkpoint_contexts, _keep_products),
-    )
-    return out
-
-
-WAYS: dict[Recompute, RunBlock] = {
-    "none": run_plainly,
-    "pointwise": run_recomputing_pointwise,
-    "full": run_recomputing_all,
-}
+def choose(way: Recompute) -> tuple[RunBlock, Product]:
+    """How a stack runs its blocks, and each block its products."""
+    run = run_recomputing_all if way == "full" else run_plainly
+    return run, product_of_recomputed if way == "pointwise" else product_of

@@ -86,7 +86,7 @@ class TextTransformer(nn.Module):
         lock_text(self, unlocked_layers, freeze_layer_norm)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.grad_checkpointing = enable
+        self.transformer.set_recompute("full" if enable else "none")
 
     def no_weight_decay(self) -> set[str]:
         """Names that timm's optimisers leave undecayed, beside everything one-dimensional."""

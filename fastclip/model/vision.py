@@ -108,7 +108,7 @@ class VisionTransformer(nn.Module):
             parameter.requires_grad_(True)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.grad_checkpointing = enable
+        self.transformer.set_recompute("full" if enable else "none")
 
     def prune_last_block(self) -> bool:
         """Compute only the class token in the last block, if that is all that is read of it."""

@@ -20,6 +20,7 @@ T = TypeVar("T")
 # Launchers' names for the same three numbers, in the reference's order: torchrun, MPI, SLURM, Open MPI.
 _LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 _RANK = ("RANK", "PMI_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+_LOCAL_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _BACKENDS = {"cuda": "nccl", "hpu": "hccl", "npu": "hccl", "xpu": "ccl"}
 
@@ -35,6 +36,7 @@ class World:
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    local_size: int = 1  # processes on this machine
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     patient_group: dist.ProcessGroup | None = None
 
@@ -73,6 +75,14 @@ class World:
             raise RanksDisagree(
                 f"rank {self.rank} stops because rank {first} failed: {failures[first]}"
             )
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of any rank, on every rank."""
+        if not self.distributed:
+            return value
+        values = [value] * self.size
+        dist.all_gather_object(values, value, group=self.patient_group)
+        return max(values)
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
@@ -171,7 +181,14 @@ def init_world(config: DistributedConfig) -> World:
         raise EnvironmentProblem(
             f"rank {rank} of {size} could not join the process group ({backend}, {url}, {where}): {error}"
         ) from error
-    return World(rank=rank, local_rank=local_rank, size=size, device=device, patient_group=patient)
+    return World(
+        rank=rank,
+        local_rank=local_rank,
+        size=size,
+        local_size=_first_of(_LOCAL_SIZE, environment, size),
+        device=device,
+        patient_group=patient,
+    )
 
 
 def _check_gpu_index(device: torch.device, wanted_by: str) -> None:

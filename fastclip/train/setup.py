@@ -35,6 +35,7 @@ from fastclip.train.mfu import utilisation
 from fastclip.train.packed_captions import Texts, set_up_packing, texts_for_teacher
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
 from fastclip.train.progress import Progress, make_progress
+from fastclip.train.recompute_choice import recompute_less_if_it_fits
 from fastclip.train.report import Guard, Report
 from fastclip.train.run_folder import RunFolder
 from fastclip.train.seeds import epoch_seed, seed_everything, step_seed
@@ -151,7 +152,12 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
 
 
 def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
-    """The same with the model in DDP; the first collective of a run, so only once all ranks have their parts."""
+    """The same with the model in DDP and all ranks agreed on what to recompute: the first collectives of a run, so
+    only once all ranks have their parts.
+    """
+    if config.trains:
+        assert parts.data.train is not None
+        recompute_less_if_it_fits(parts.model, parts.teacher, parts.data.train, config, world)
     return replace(parts, wrapped=wrap(parts.model, config, world))
 
 

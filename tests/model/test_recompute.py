@@ -2,93 +2,182 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
-from torch import nn
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastclip.model import recompute
-from fastclip.model.block import Block, attend_all, attend_before
-from fastclip.model.recompute import WAYS
+from fastclip.model.block import Transformer
+from fastclip.model.pooled_rows import LastRow
+from fastclip.model.precision import LayerNorm, LayerNormFp32
+from fastclip.model.recompute import Recompute, product_of, product_of_recomputed
+from tests.model.model_pairs import tiny, tiny_pair
+from tests.model.test_packed_text import captions, packed
+
+WAYS: tuple[Recompute, ...] = get_args(Recompute)
 
 
-def blocks(layers: int, width: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(width, 2, 4.0, None, False, nn.LayerNorm) for _ in range(layers))
+class Case(NamedTuple):
+    ls_init_value: float | None = None
+    quick_gelu: bool = False
+    norm: type[nn.LayerNorm] = LayerNorm
+    causal: bool = False
+    autocast: bool = False
+    weights: torch.dtype = torch.float32
+    pruned: bool = False
+    frozen: tuple[str, ...] = ()  # parts of names
+
+    def stack(self, seed: int) -> Transformer:
+        torch.manual_seed(seed)
+        out = Transformer(
+            32, 2, 2, 4.0, self.ls_init_value, self.quick_gelu, self.norm, self.causal
+        )
+        for name, parameter in out.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in self.frozen))
+            if parameter.ndim == 2:
+                parameter.data = parameter.data.to(self.weights)
+        return out
 
 
-def gradients_and_products(kind, stack, x, attend, amp=False):
+CASES = {
+    "plain": Case(),
+    "causal": Case(causal=True),
+    "autocast": Case(autocast=True),
+    "quick_gelu": Case(quick_gelu=True, autocast=True),
+    "layer scale": Case(ls_init_value=1e-1),
+    "one row of the last block": Case(pruned=True),
+    "one row, autocast": Case(pruned=True, autocast=True, ls_init_value=1e-1),
+    "norms in fp32, the rest not": Case(norm=LayerNormFp32, weights=torch.bfloat16),
+    "first block frozen": Case(frozen=("resblocks.0",)),
+    "weights frozen": Case(frozen=("weight",)),
+    "norms frozen": Case(frozen=("ln_",)),
+}
+
+
+def gradients_and_products(
+    case: Case, way: Recompute, seed: int, *, x_has_gradient: bool = True
+) -> tuple[list[Tensor | None], int]:
     """Gradients of input and parameters, and the FLOPs of matrix products in both passes."""
-    x = x.clone().requires_grad_()
-    stack.zero_grad(set_to_none=True)
+    stack = case.stack(seed)
+    stack.set_recompute(way)
+    if case.weights != torch.float32:  # biases with their weights, as the precision has it
+        for name, parameter in stack.named_parameters():
+            if "ln_" not in name:
+                parameter.data = parameter.data.to(case.weights)
+    stack.prune_last_block = case.pruned
+    x = torch.randn(3, 7, 32, dtype=case.weights).requires_grad_(x_has_gradient)
     with FlopCounterMode(display=False) as counter:
-        out = x
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            for block in stack:
-                out = WAYS[kind](block, out, attend, None)
-        out.float().square().sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+            out = stack(x, LastRow() if case.pruned else None)
+        (out.float() * torch.randn(out.shape)).sum().backward()
     return [x.grad, *(p.grad for p in stack.parameters())], counter.get_total_flops()
 
 
-@pytest.mark.parametrize("attend", [attend_all, attend_before])
-@pytest.mark.parametrize("amp", [False, True])
-def test_gradients_are_the_same_bits(attend, amp):
-    stack, x = blocks(2, 32), torch.randn(3, 7, 32)
-    wanted, _ = gradients_and_products("none", stack, x, attend, amp)
-    for kind in ("pointwise", "full"):
-        got, _ = gradients_and_products(kind, stack, x, attend, amp)
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), kind
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
-def test_pointwise_multiplies_nothing_twice(monkeypatch):
-    stack, x = blocks(2, 32), torch.randn(3, 7, 32)
-    products = {kind: gradients_and_products(kind, stack, x, attend_all)[1] for kind in WAYS}
-    assert products["pointwise"] == products["none"] < products["full"]
-    monkeypatch.setattr(recompute, "_KEPT", set())  # the count would see it
-    assert gradients_and_products("pointwise", stack, x, attend_all)[1] == products["full"]
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_same_bits_and_no_product_is_made_twice(name, seed):
+    case = CASES[name]
+    wanted, products = gradients_and_products(case, "none", seed)
+    for way in ("pointwise", "full"):
+        got, found = gradients_and_products(case, way, seed)
+        assert all(same(a, b) for a, b in zip(got, wanted, strict=True)), way
+        assert (found > products) if way == "full" else (found == products)
 
 
-def test_without_gradients_nothing_is_kept():
-    stack, x = blocks(1, 32), torch.randn(2, 5, 32)
-    with torch.no_grad():
-        outs = [WAYS[kind](stack[0], x, attend_all, None) for kind in WAYS]
+def test_an_input_without_gradient(seed):
+    for name in ("plain", "first block frozen"):
+        wanted, _ = gradients_and_products(CASES[name], "none", seed, x_has_gradient=False)
+        got, _ = gradients_and_products(CASES[name], "pointwise", seed, x_has_gradient=False)
+        assert all(same(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_without_gradients_nothing_is_kept(seed):
+    stack, x = CASES["plain"].stack(seed), torch.randn(2, 5, 32)
+    outs = []
+    for way in WAYS:
+        stack.set_recompute(way)
+        with torch.no_grad():
+            outs.append(stack(x))
     assert all(torch.equal(out, outs[0]) and not out.requires_grad for out in outs)
 
 
-PEAK = """
-import sys
-import torch
-from tests.model.test_recompute import blocks
-from fastclip.model.block import attend_all
-from fastclip.model.recompute import WAYS
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-
-torch.set_num_threads(1)
-stack = blocks(12, 128)
-def step(rows):
-    out = torch.randn(rows, 50, 128, requires_grad=True)
-    for block in stack:
-        out = WAYS[sys.argv[1]](block, out, attend_all, None)
-    out.square().sum().backward()
-step(1)
-before = peak()
-step(128)
-print(peak() - before)
-"""
+def test_the_second_time_is_under_the_same_autocast(seed):
+    """A GPU's autocast computes norms in another dtype; here something whose dtype a CPU's changes."""
+    torch.manual_seed(seed)
+    x, mix = torch.randn(5, 32, requires_grad=True), torch.randn(32, 32)
+    linear = nn.Linear(32, 48)
+    gradients = []
+    for product in (product_of, product_of_recomputed):
+        x.grad = linear.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            out = product(lambda x: x @ mix, x, linear.weight, linear.bias)
+        out.float().square().sum().backward()
+        gradients.append((x.grad, linear.weight.grad))
+    assert all(map(same, *gradients))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_of_each_way():
-    peaks = {}
-    for kind in WAYS:
-        run = subprocess.run([sys.executable, "-c", PEAK, kind], capture_output=True, text=True,
-                             check=True, env={**os.environ, "PYTHONPATH": "."})  # fmt: skip
-        peaks[kind] = float(run.stdout)
-    print({kind: f"{peak:.0f} MiB" for kind, peak in peaks.items()})
-    assert peaks["full"] < peaks["pointwise"] < 0.9 * peaks["none"]
+def test_what_was_changed_in_between_is_an_error(seed):
+    """As without recomputing: a product of other values than forward's would be a wrong gradient."""
+    stack = CASES["plain"].stack(seed)
+    stack.set_recompute("pointwise")
+    out = stack(torch.randn(2, 5, 32))
+    with torch.no_grad():
+        stack.blocks[1].ln_2.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_whole_model_with_dropped_patches_and_packed_captions(seed):
+    """Gradients of every parameter, under autocast; the same patches are dropped in each way."""
+    raw = tiny(vision={"patch_dropout": 0.4})
+    results: dict[Recompute, Any] = {}
+    for way in WAYS:
+        _, model = tiny_pair(raw, seed, output_dict=True)
+        model.set_recompute(way)
+        model.prune_last_block()
+        model.train().set_patch_dropout_seed(seed)
+        text = packed(model.packing_config, captions(model.packing_config, seed))
+        torch.manual_seed(seed)
+        images = torch.randn(len(text.ends), 3, 64, 64)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(images, text)
+            (out["image_features"] @ out["text_features"].T * out["logit_scale"]).sum().backward()
+        results[way] = [p.grad for p in model.parameters()]
+    for way in ("pointwise", "full"):
+        assert all(same(a, b) for a, b in zip(results[way], results["none"], strict=True)), way
+
+
+def test_a_compiler_is_given_the_plain_form(seed):
+    """In one graph, without a product made twice, and with the same gradients but for rounding."""
+    products = {"forward": 0, "backward": 0}
+
+    def count(graph: Any, _inputs: Any, *, way: str) -> Any:
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        products[way] = sum(name.startswith(("aten.mm.", "aten.addmm.")) for name in names)
+        return make_boxed_func(graph.forward)
+
+    case = CASES["plain"]
+    wanted, _ = gradients_and_products(case, "none", seed)
+    stack = case.stack(seed)
+    stack.set_recompute("pointwise")
+    backend = aot_autograd(
+        fw_compiler=partial(count, way="forward"),
+        bw_compiler=partial(count, way="backward"),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    x = torch.randn(3, 7, 32, requires_grad=True)
+    out = torch.compile(stack, backend=backend, fullgraph=True)(x)
+    (out * torch.randn(out.shape)).sum().backward()
+    assert products == {"forward": 4 * 2, "backward": 2 * 4 * 2}
+    for a, b in zip([x.grad, *(p.grad for p in stack.parameters())], wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,150 @@
+"""`--recompute auto`: the least recomputing that fits the device, from shapes and its total memory.
+
+Never from what is free at the moment, which depends on who else allocated what and when: the same
+command on the same machine chooses the same way, and a resumed run goes on in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from fastclip.config.train_config import TrainConfig
+from fastclip.data.loader import TrainLoader
+from fastclip.model.activation_bytes import activation_bytes
+from fastclip.model.recompute import Recompute
+from fastclip.train.distributed import World
+from fastclip.train.precision import product_dtype
+
+logger = logging.getLogger(__name__)
+
+# What training must leave alone: the driver's context, NCCL's and cuBLAS's buffers (about 1.5 GB), DALI's pool of
+# encoded and decoded pictures, which torch's allocator knows nothing of (about 2.5 GB); and a share that
+# fragmentation makes unusable.
+_RESERVE = 4_000_000_000
+_RESERVE_SHARE = 0.06
+_WAYS: tuple[Recompute, ...] = get_args(Recompute)  # the later, the more frugal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """Bytes that a training step needs at once, without what backward has to keep."""
+
+    state: int  # parameters, gradients, optimiser
+    batches: int  # pictures on the device: this step's, the next, and one on its way
+    loss: int  # features of all ranks and their gradients
+    transient: int  # alive for the time of a block, or of the forward pass
+
+    @property
+    def total(self) -> int:
+        return self.state + self.batches + self.loss + self.transient
+
+
+def recompute_less_if_it_fits(
+    model: Any, teacher: nn.Module | None, loader: TrainLoader, config: TrainConfig, world: World
+) -> None:
+    """Under --grad-checkpointing and --recompute auto, `pointwise` in place of `full` where every rank has room.
+
+    A collective where there are ranks. Leaves the model as it is in every other case.
+    """
+    if config.model.recompute != "auto" or not config.model.grad_checkpointing:
+        return
+    if not hasattr(model, "set_recompute"):
+        logger.info("recompute: full: the only way of open_clip's models")
+        return
+    packer, samples = loader.packer, config.data.batch_size
+    length = model.context_length
+    # a batch of unusually long captions takes a row each: that one has to fit too
+    usual_rows = samples if packer is None else packer.rows
+    product = product_dtype(config.precision)
+    usual, largest = (
+        activation_bytes(
+            model,
+            product,
+            world.device,
+            samples=samples,
+            text_tokens=rows * length,
+            packed=packer is not None,
+        )
+        for rows in (usual_rows, samples)
+    )
+    demand = _demand(model, teacher, product, samples, 2 * largest.largest_block, world)
+    total = total_memory(world)
+    free = 0 if total is None else _after_reserve(total) - demand.total
+    own: Recompute = "pointwise" if largest.kept("pointwise") <= free else "full"
+    way = _WAYS[world.largest(_WAYS.index(own))]
+    model.set_recompute(way)
+    logger.info(
+        "recompute: %s: activations %s a step, pointwise %s, full %s%s, of %s free for them (%s)%s",
+        way,
+        _gb(usual.kept(way)),
+        _gb(usual.kept("pointwise")),
+        _gb(usual.kept("full")),
+        ""
+        if packer is None
+        else f"; pointwise with a row a caption {_gb(largest.kept('pointwise'))}",
+        _gb(max(0, free)),
+        f"no figure for the memory of {world.device.type}"
+        if total is None
+        else f"{_gb(total)}, less {_gb(total - _after_reserve(total))} in reserve, {_gb(demand.state)} of weights, "
+        f"gradients and optimiser state, {_gb(demand.total - demand.state)} of batches, loss and work in progress",
+        "" if way == own else "; another rank has less",
+    )
+
+
+def _demand(
+    model: Any,
+    teacher: nn.Module | None,
+    product: torch.dtype,
+    samples: int,
+    work: int,
+    world: World,
+) -> Demand:
+    parameters = list(model.parameters())
+    weights = sum(p.nbytes for p in parameters)
+    if teacher is not None:
+        weights += sum(p.nbytes for p in teacher.parameters())
+    # a gradient each, which lies in DDP's buckets where there are some, and AdamW's two moments
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    narrowed = (p for p in parameters if p.ndim > 1 and p.element_size() > product.itemsize)
+    casts = product.itemsize * sum(
+        p.numel() for p in narrowed
+    )  # autocast holds them through forward
+    height, width = model.visual.image_size
+    towers = 2 if teacher is None else 4
+    return Demand(
+        state=weights + 3 * trained,
+        batches=3 * samples * 3 * height * width,
+        loss=2 * towers * 4 * samples * world.size * model.config.embed_dim,
+        transient=max(casts, work),
+    )
+
+
+def _after_reserve(total: int) -> int:
+    return int(total * (1 - _RESERVE_SHARE)) - _RESERVE
+
+
+def total_memory(world: World) -> int | None:
+    """Bytes of this rank's device, used or not; of a CPU its share. None where torch cannot tell."""
+    device = world.device
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "xpu":
+        return int(torch.xpu.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        return None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total // world.local_size
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:.1f} GB"
