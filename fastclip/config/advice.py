@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastclip.config.train_config import TrainConfig
 
 
-def advice(config: TrainConfig) -> list[str]:
-    """One sentence per flag that this run ignores, for the log at start; usually none."""
+def advice(config: TrainConfig, processes: int) -> list[str]:
+    """One sentence per flag that this run of so many processes ignores, for the log at start; usually none."""
     model, data, loss, optim = config.model, config.data, config.loss, config.optim
     given = config.flags
     remarks = [
@@ -48,6 +48,10 @@ def advice(config: TrainConfig) -> list[str]:
         (
             data.dataset_type == "csv" and data.train_num_samples is not None,
             "--train-num-samples does nothing with csv data: all its rows are read",
+        ),
+        (
+            processes == 1 and config.distributed.allreduce_dtype != "fp32",
+            "--allreduce-dtype does nothing in a single process: no gradients travel",
         ),
         (
             not config.log.enabled

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from fastclip.config.train_config import Decoder, LossBackend, NonFinitePolicy, RecomputeChoice
+from fastclip.config.train_config import (
+    AllReduceDtype,
+    Decoder,
+    LossBackend,
+    NonFinitePolicy,
+    RecomputeChoice,
+)
 
 
 def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -13,6 +19,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     group = parser.add_argument_group("fastclip's own")
     add = group.add_argument
     return [
+        add(
+            "--allreduce-dtype",
+            choices=list(get_args(AllReduceDtype)),
+            default="fp32",
+            help="how gradients travel between ranks: bf16 halves the bytes and is not exact, fp32 "
+            "sends them as they are",
+        ),
         add(
             "--loss-backend",
             choices=list(get_args(LossBackend)),

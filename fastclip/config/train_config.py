@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from fastclip.config.images import AugmentConfig, Interpolation, ResizeMode
 from fastclip.errors import UserError
 
+AllReduceDtype = Literal["fp32", "bf16"]
 DatasetType = Literal["webdataset", "csv", "synthetic", "auto"]
 Decoder = Literal["auto", "dali", "pillow"]
 LossBackend = Literal["auto", "triton", "torch"]
@@ -340,6 +341,7 @@ class DistributedConfig:
     use_bn_sync: bool = False
     ddp_static_graph: bool = False
     no_set_device_rank: bool = False
+    allreduce_dtype: AllReduceDtype = "fp32"  # ours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

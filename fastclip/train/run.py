@@ -59,7 +59,7 @@ def _leave_exit(world: World, folder: RunFolder | None, code: int, message: str)
 def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging) -> None:
     set_backend_precision(world.device, deterministic=config.deterministic)
     _describe_world(world)
-    for line in advice(config):
+    for line in advice(config, world.size):
         logger.warning(line)
     if config.precision == "fp16":
         logger.warning(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
@@ -29,6 +28,7 @@ from fastclip.optim.update import Update
 from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
+from fastclip.train.gradient_sync import in_ddp, syncs_of
 from fastclip.train.losses import make_loss
 from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
@@ -206,12 +206,7 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
         return model
     if config.distributed.use_bn_sync:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(
-        model,
-        device_ids=[world.device] if world.device.index is not None else None,
-        static_graph=config.distributed.ddp_static_graph,
-        gradient_as_bucket_view=True,
-    )
+    return in_ddp(model, config.distributed, world.device)
 
 
 def compile_if_asked(wrapped: nn.Module, config: TrainConfig, world: World) -> nn.Module:
@@ -281,7 +276,9 @@ def build_run(
         accum_freq=accum_freq,
         batches=loader.epoch,
         before_step=_before_step(schedule, parts.model, config, world),
-        step=(PlainStep if accum_freq == 1 else AccumulateStep)(forward, loss, update, autocast),
+        step=PlainStep(forward, loss, update, autocast)
+        if accum_freq == 1
+        else AccumulateStep(forward, loss, update, autocast, syncs_of(parts.wrapped)),
         clock=clock,
         report=report,
         progress=progress,

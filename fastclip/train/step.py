@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastclip.data.batch import Batch
 from fastclip.optim.update import Update
+from fastclip.train.gradient_sync import Syncs
 from fastclip.train.packed_captions import Texts, as_given
 from fastclip.train.precision import AutocastFactory
 
@@ -89,9 +90,15 @@ class AccumulateStep:
     """
 
     def __init__(
-        self, forward: Forward, loss: nn.Module, update: Update, autocast: AutocastFactory
+        self,
+        forward: Forward,
+        loss: nn.Module,
+        update: Update,
+        autocast: AutocastFactory,
+        syncs: Syncs,
     ) -> None:
         self._forward, self._loss, self._update, self._autocast = forward, loss, update, autocast
+        self._syncs = syncs
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         with torch.no_grad(), self._autocast():
@@ -104,10 +111,11 @@ class AccumulateStep:
         torch.autograd.backward(self._update.scale(losses["loss"]))
 
         self._update.zero_grad()
-        for batch, leaf in zip(batches, leaves, strict=True):
-            with self._autocast():
-                outputs = self._forward(batch)
-            _send_back(outputs, {**leaf, **shared})
+        for batch, leaf, sync in zip(batches, leaves, self._syncs(len(batches)), strict=True):
+            with sync:
+                with self._autocast():
+                    outputs = self._forward(batch)
+                _send_back(outputs, {**leaf, **shared})
         self._update.apply()
         return StepResult(losses, shared["logit_scale"].detach())
 

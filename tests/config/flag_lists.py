@@ -7,6 +7,7 @@ import argparse
 OWN = {
     "--loss-backend": "auto",
     "--decoder": "auto",
+    "--allreduce-dtype": "fp32",
     "--deterministic": False,
     "--nonfinite": "skip",
     "--unsafe-load": False,

@@ -6,11 +6,13 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import open_clip
 import torch
 import torch.distributed as dist
 from open_clip_train import scheduler as reference_scheduler
+from open_clip_train.train import train_one_epoch
 from torch.nn.parallel import DistributedDataParallel
 
 from fastclip.train.distributed import World
@@ -19,6 +21,7 @@ from fastclip.train.setup import prepare_for_training, wrap
 from tests.distributed.launch import run_ranks
 from tests.e2e.trajectories import (
     REDUCED,
+    ReferenceLoader,
     Trajectory,
     _Recorder,
     compare,
@@ -68,10 +71,18 @@ def _reference(rank: int, world: int, weights, batches, flags: list[str]) -> Tra
     return result
 
 
-def _ours(rank: int, world_size: int, weights, batches, flags: list[str], after=lambda model: None):
+def _ours(
+    rank: int,
+    world_size: int,
+    weights,
+    batches,
+    flags: list[str],
+    after=lambda model: None,
+    raw=REDUCED,
+):
     world = World(rank=rank, local_rank=rank, size=world_size)
     config = our_config(flags)
-    model = our_model(REDUCED, weights)
+    model = our_model(raw, weights)
     prepare_for_training(model, config.model)
     result = Trajectory(before=copy.deepcopy(model.state_dict()))
     run = our_run(model, wrap(model, config, world), batches, config, world)
@@ -118,37 +129,89 @@ LOCKS = {
 }
 
 
-def _assert_same_gradients_everywhere(model: torch.nn.Module) -> None:
+# small, because there are many runs of it: what is tested is which gradients travel when
+SMALL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 200, "width": 64, "heads": 1, "layers": 2},
+}
+SLOWLY = [*FLAGS, "--lr", "1e-5", "--local-loss", "--gather-with-grad"]
+STEPS = 5
+Gradients = dict[str, torch.Tensor]
+
+
+def _gradients(model: torch.nn.Module) -> Gradients:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in found.items():
+        if name.endswith("in_proj_bias"):  # the key third has no true gradient: it is rounding
+            gradient.chunk(3)[1].zero_()
+    return found
+
+
+def _same_everywhere(model: torch.nn.Module) -> Gradients:
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    assert gradients
     mine = torch.cat(gradients)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
     assert all(torch.equal(mine, other) for other in everyone), "gradients differ between ranks"
+    return _gradients(model)
+
+
+def _reference_gradients(world: int, weights, batches, flags: list[str]) -> list[Gradients]:
+    """Of each step of the reference's own loop, its model in DDP."""
+    args = parse_reference([flag for flag in flags if flag != "--ddp-static-graph"])
+    args.rank, args.world_size, args.distributed = dist.get_rank(), world, True
+    model = reference_model(SMALL, 0)
+    model.load_state_dict(weights)
+    if args.lock_image:
+        model.lock_image_tower(args.lock_image_unlocked_groups, args.lock_image_freeze_bn_stats)
+    if args.lock_text:
+        model.lock_text_tower(args.lock_text_unlocked_layers, args.lock_text_freeze_layer_norm)
+    optimizer = reference_optimizer(model, args)
+    schedule = reference_scheduler.cosine_lr(optimizer, args.lr, args.warmup, STEPS)
+    found: list[Gradients] = []
+    optimizer.register_step_pre_hook(lambda *_: found.append(_gradients(model)))
+    loader = ReferenceLoader(batches)
+    data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
+    loss = open_clip.create_loss(args)
+    wrapped = DistributedDataParallel(model)
+    train_one_epoch(wrapped, data, loss, 0, optimizer, None, schedule, None, args)
+    return found
 
 
 def _flag_matrix(rank: int, world: int) -> dict:
-    weights = reference_model(REDUCED, 0).state_dict()
+    """Worst distance of a gradient to the reference's, as a part of it, for each combination."""
+    weights = reference_model(SMALL, 0).state_dict()
     results = {}
-    for static, accum, lock in itertools.product([False, True], [1, 2], LOCKS):
-        batches = learnable_batches(REDUCED, 5 * accum, BATCH, seed=rank)
-        flags = [*FLAGS, "--local-loss", "--gather-with-grad", *LOCKS[lock], "--grad-checkpointing"]
-        flags += ["--accum-freq", str(accum)] + (["--ddp-static-graph"] if static else [])
-        steps = _ours(rank, world, weights, batches, flags, _assert_same_gradients_everywhere)
-        results[static, accum, lock] = (steps.losses, steps.after)
+    for accum, lock in itertools.product([1, 3], LOCKS):
+        batches = learnable_batches(SMALL, STEPS * accum, BATCH, seed=rank)
+        flags = [*SLOWLY, *LOCKS[lock], "--accum-freq", str(accum)]
+        theirs = _reference_gradients(world, weights, batches, flags)
+        for static in [False, True]:
+            ours: list[Gradients] = []
+            _ours(
+                rank,
+                world,
+                weights,
+                batches,
+                flags + (["--ddp-static-graph"] if static else []),
+                lambda model, ours=ours: ours.append(_same_everywhere(model)),
+                raw=SMALL,
+            )
+            assert len(ours) == len(theirs) == STEPS
+            assert all(a.keys() == b.keys() for a, b in zip(ours, theirs, strict=True))
+            results[static, accum, lock] = max(
+                ((a[name] - b[name]).norm() / b[name].norm()).item()
+                for a, b in zip(ours, theirs, strict=True)
+                for name in a
+            )
     return results
 
 
-def test_gradients_agree_across_ranks_for_static_graph_accumulation_and_locks() -> None:
-    by_rank = run_ranks(_flag_matrix, 2, timeout=300)
-    for key in by_rank[0]:
-        _, accum, lock = key
-        assert len(by_rank[0][key][0]) == 5
-        plain = by_rank[0][False, accum, lock][1]
-        for name, value in by_rank[0][key][1].items():
-            torch.testing.assert_close(
-                value, plain[name], rtol=1e-6, atol=1e-7, msg=f"{key} {name}"
-            )
+def test_gradients_are_the_references_for_static_graph_accumulation_and_locks() -> None:
+    for results in run_ranks(_flag_matrix, 2, timeout=300):
+        print({key: float(f"{worst:.2g}") for key, worst in results.items()})
+        assert all(worst <= 1e-5 for worst in results.values()), results
 
 
 def test_a_missing_term_is_noticed() -> None:

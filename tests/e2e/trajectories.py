@@ -159,6 +159,19 @@ class _Losses:
             self.values.append(value)
 
 
+class ReferenceLoader:
+    """A loader of the reference's that hands out given batches."""
+
+    def __init__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self._batches = batches
+        self.num_batches = len(batches)
+        self.num_samples = len(batches) * len(batches[0][0])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, texts in self._batches:
+            yield normalised(images), texts
+
+
 def reference_trajectory(
     model: nn.Module,
     batches: Sequence[tuple[Tensor, Tensor]],
@@ -174,17 +187,11 @@ def reference_trajectory(
     result = Trajectory(before=copy.deepcopy(model.state_dict()))
     optimizer = reference_optimizer(model, args)
 
-    class Loader:
-        num_batches = len(batches)
-        num_samples = len(batches) * len(batches[0][0])
-
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            for images, texts in batches:
-                yield normalised(images), texts
-
     steps = len(batches) // args.accum_freq
     schedule = reference_scheduler.cosine_lr(optimizer, args.lr, args.warmup, steps)
-    data = {"train": SimpleNamespace(dataloader=Loader(), set_epoch=lambda epoch: None)}
+    data = {
+        "train": SimpleNamespace(dataloader=ReferenceLoader(batches), set_epoch=lambda epoch: None)
+    }
     losses = _Losses()
     loss = open_clip.create_loss(args)
     train_one_epoch(model, data, loss, 0, optimizer, None, schedule, None, args, tb_writer=losses)
