@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from fastclip.config.train_config import Decoder, LossBackend, NonFinitePolicy, RecomputeChoice
+from fastclip.config.train_config import (
+    AttentionBackend,
+    Decoder,
+    LossBackend,
+    NonFinitePolicy,
+    RecomputeChoice,
+)
 
 
 def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -75,6 +81,14 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="what backward computes again to save memory: none; pointwise, which is LayerNorms, "
             "activations and casts but no matrix product; full, which is every block once more. auto is "
             "full with --grad-checkpointing, else none",
+        ),
+        add(
+            "--attention",
+            choices=list(get_args(AttentionBackend)),
+            default="auto",
+            help="attention of both towers, a named one never replaced: sdpa is torch's, with a mask over "
+            "packed captions; varlen torch's kernel for packed captions, and sdpa for the rest; auto the "
+            "fastest that is here, and the log says which and why",
         ),
         add(
             "--tokenizer",

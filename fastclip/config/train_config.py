@@ -20,6 +20,7 @@ DatasetType = Literal["webdataset", "csv", "synthetic", "auto"]
 Decoder = Literal["auto", "dali", "pillow"]
 LossBackend = Literal["auto", "triton", "torch"]
 NonFinitePolicy = Literal["skip", "stop", "ignore"]
+AttentionBackend = Literal["auto", "sdpa", "varlen", "flash-attn-2", "flash-attn-3"]
 RecomputeChoice = Literal["auto", "none", "pointwise", "full"]
 LRScheduler = Literal["cosine", "const", "const-cooldown"]
 DistImpl = Literal["bidir", "shift", "reduce", "gather"]
@@ -153,6 +154,7 @@ class ModelConfig:
     packed_text: bool = True  # ours
     prune_last_block: bool = True  # ours
     recompute: RecomputeChoice = "auto"  # ours
+    attention: AttentionBackend = "auto"  # ours
     tokenizer: str | None = None  # ours: a local tokenizer.json, or a folder with one
     unsafe_load: bool = False  # ours
 

@@ -37,10 +37,12 @@ _KEPT = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_fused_attention_overrideable.default,
 }
+# namespaces of the ops of flash-attn 2 and 3 and of torch's varlen_attn
+_ATTENTION = ("flash_attn", "flash_attn_3", "torch_attn")
 
 
 def _keep_products(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if op in _KEPT or getattr(op, "namespace", "") in ("flash_attn", "torch_attn"):
+    if op in _KEPT or getattr(op, "namespace", "") in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

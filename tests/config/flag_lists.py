@@ -14,6 +14,7 @@ OWN = {
     "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--recompute": "auto",
+    "--attention": "auto",
     "--tokenizer": None,
 }
 
