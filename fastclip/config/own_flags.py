@@ -10,6 +10,7 @@ from fastclip.config.train_config import (
     Decoder,
     LossBackend,
     NonFinitePolicy,
+    OptimizerImpl,
     RecomputeChoice,
 )
 
@@ -89,6 +90,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="attention of both towers, a named one never replaced: sdpa is torch's, with a mask over "
             "packed captions; varlen torch's kernel for packed captions, and sdpa for the rest; auto the "
             "fastest that is here, and the log says which and why",
+        ),
+        add(
+            "--optimizer-impl",
+            choices=list(get_args(OptimizerImpl)),
+            default="auto",
+            help="who computes AdamW: torch, which auto is; or the FusedAdam of NVIDIA's apex, which waits for "
+            "the device once a step unless --nonfinite is ignore. Checkpoints are the same",
         ),
         add(
             "--tokenizer",

@@ -15,6 +15,7 @@ OWN = {
     "--no-prune-last-block": False,
     "--recompute": "auto",
     "--attention": "auto",
+    "--optimizer-impl": "auto",
     "--tokenizer": None,
 }
 
