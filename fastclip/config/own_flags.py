@@ -7,9 +7,11 @@ from typing import get_args
 
 from fastclip.config.train_config import (
     AllReduceDtype,
+    AttentionBackend,
     Decoder,
     LossBackend,
     NonFinitePolicy,
+    OptimizerImpl,
     RecomputeChoice,
 )
 
@@ -88,6 +90,21 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="what backward computes again to save memory: none; pointwise, which is LayerNorms, "
             "activations and casts but no matrix product; full, which is every block once more. auto is "
             "full with --grad-checkpointing, else none",
+        ),
+        add(
+            "--attention",
+            choices=list(get_args(AttentionBackend)),
+            default="auto",
+            help="attention of both towers, a named one never replaced: sdpa is torch's, with a mask over "
+            "packed captions; varlen torch's kernel for packed captions, and sdpa for the rest; auto the "
+            "fastest that is here, and the log says which and why",
+        ),
+        add(
+            "--optimizer-impl",
+            choices=list(get_args(OptimizerImpl)),
+            default="auto",
+            help="who computes AdamW: torch, which auto is; or the FusedAdam of NVIDIA's apex, which waits for "
+            "the device once a step unless --nonfinite is ignore. Checkpoints are the same",
         ),
         add(
             "--tokenizer",

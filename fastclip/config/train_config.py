@@ -21,6 +21,8 @@ DatasetType = Literal["webdataset", "csv", "synthetic", "auto"]
 Decoder = Literal["auto", "dali", "pillow"]
 LossBackend = Literal["auto", "triton", "torch"]
 NonFinitePolicy = Literal["skip", "stop", "ignore"]
+AttentionBackend = Literal["auto", "sdpa", "varlen", "flash-attn-2", "flash-attn-3"]
+OptimizerImpl = Literal["auto", "torch", "apex"]
 RecomputeChoice = Literal["auto", "none", "pointwise", "full"]
 LRScheduler = Literal["cosine", "const", "const-cooldown"]
 DistImpl = Literal["bidir", "shift", "reduce", "gather"]
@@ -28,6 +30,8 @@ SyncProtocol = Literal["s3", "fsspec"]
 Precision = Literal[
     "amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "pure_bf16", "pure_fp16", "fp32"
 ]
+# float32 weights, and no loss scaling
+_FP32_WEIGHTS_UNSCALED: tuple[Precision, ...] = ("amp_bf16", "amp_bfloat16", "fp32")
 
 
 class _Checks:
@@ -154,6 +158,7 @@ class ModelConfig:
     packed_text: bool = True  # ours
     prune_last_block: bool = True  # ours
     recompute: RecomputeChoice = "auto"  # ours
+    attention: AttentionBackend = "auto"  # ours
     tokenizer: str | None = None  # ours: a local tokenizer.json, or a folder with one
     unsafe_load: bool = False  # ours
 
@@ -231,6 +236,7 @@ class OptimConfig:
     accum_freq: int = 1
     grad_clip_norm: float | None = None
     nonfinite: NonFinitePolicy = "skip"  # ours
+    optimizer_impl: OptimizerImpl = "auto"  # ours; who computes AdamW
 
     def __post_init__(self) -> None:
         checks = _Checks()
@@ -264,6 +270,11 @@ class OptimConfig:
         else:
             checks.refuse_if(
                 not name.startswith("timm/"), f"--opt {self.opt!r}: choose adamw or timm/NAME"
+            )
+            checks.refuse_if(
+                self.optimizer_impl != "auto",
+                f"--optimizer-impl {self.optimizer_impl} is for --opt adamw, not for {self.opt}: "
+                "drop one of the two",
             )
         checks.refuse_if(
             self.lr_scheduler not in get_args(LRScheduler),
@@ -400,6 +411,12 @@ class TrainConfig:
                 (optim.beta1 is None) != (optim.beta2 is None),
                 f"--opt {optim.opt}: give both --beta1 and --beta2, or neither",
             )
+        checks.refuse_if(
+            optim.optimizer_impl == "apex" and self.precision not in _FP32_WEIGHTS_UNSCALED,
+            f"--optimizer-impl apex does not go with --precision {self.precision}: apex takes a scaled "
+            "loss and low-precision weights in another way than torch; choose "
+            f"{', '.join(_FP32_WEIGHTS_UNSCALED)}, or drop the flag",
+        )
         checks.refuse_if(
             optim.lr_scheduler == "const-cooldown" and optim.epochs_cooldown is None,
             "--lr-scheduler const-cooldown needs --epochs-cooldown",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastclip.model.attention import Attend, PackedAttention, attend_all, attend_before, masked
 from fastclip.model.pooled_rows import PooledRows
 from fastclip.model.recompute import Pointwise, Product, Recompute, choose, product_of
+from fastclip_kernels.self_attention.kinds import Attend, PackedAttention, TowerAttention
+from fastclip_kernels.self_attention.sdpa import SDPA
 
 
 class Attention(nn.Module):
@@ -147,13 +148,18 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.attend: Attend = attend_before if causal else attend_all
-        self.packed_attention: PackedAttention = masked  # of packed captions; right on any device
+        self.causal = causal
+        self.use_attention(SDPA)  # right on any device
         self.prune_last_block = False
         self.resblocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, ls_init_value, quick_gelu, norm) for _ in range(layers)
         )
         self.set_recompute("none")
+
+    def use_attention(self, attention: TowerAttention) -> None:
+        """Attend by `attention` from here on."""
+        self.attend: Attend = attention.causal if self.causal else attention.full
+        self.packed_attention: PackedAttention = attention.packed
 
     @property
     def blocks(self) -> list[Block]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastclip.config.images import PreprocessConfig
-from fastclip.model.attention import PackedAttention
 from fastclip.model.block import Transformer
 from fastclip.model.model_config import CLIPConfig, TextConfig
 from fastclip.model.packed_ids import PackedIds
@@ -16,6 +17,14 @@ from fastclip.model.precision import LayerNorm
 from fastclip.model.recompute import Recompute
 from fastclip.model.text import TextParts, TextTransformer, lock_text, prune_text, text_features
 from fastclip.model.vision import VisionTransformer
+from fastclip_kernels.self_attention.kinds import TowerAttention
+
+
+class HeadWidths(NamedTuple):
+    """Numbers per head of each tower."""
+
+    image: int
+    text: int
 
 
 class _TwoTowers(nn.Module):
@@ -113,9 +122,16 @@ class _TwoTowers(nn.Module):
         text = self.config.text_cfg
         return text if text.can_pack else None
 
-    def use_packed_attention(self, attention: PackedAttention) -> None:
-        """Attend over packed captions by `attention` from here on."""
-        self.text_parts.transformer.packed_attention = attention
+    @property
+    def head_widths(self) -> HeadWidths:
+        """What `use_attention` is to fit."""
+        vision, text = self.config.vision_cfg, self.config.text_cfg
+        return HeadWidths(vision.width // vision.heads, text.width // text.heads)
+
+    def use_attention(self, image: TowerAttention, text: TowerAttention) -> None:
+        """Attend by these from here on."""
+        self.visual.transformer.use_attention(image)
+        self.text_parts.transformer.use_attention(text)
 
     @property
     def text_parts(self) -> TextParts:

@@ -39,6 +39,7 @@ class TrainerMethods:
     has_patch_dropout = True  # these towers may drop patches, paths or activations: see below
     writes_captions = False
     packing_config = None  # open_clip's towers take no packed captions
+    head_widths = None  # and attend in their own way
 
     def set_patch_dropout_seed(self, seed: int) -> None:
         """Make all draws from here on a function of `seed`; they use torch's global generators."""

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from fastclip.model.attention import Attend
+from fastclip_kernels.self_attention.kinds import Attend
 
 
 class PackedIds(Protocol):

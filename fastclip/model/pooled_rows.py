@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastclip.model.attention import scaled_dot_product
+from fastclip_kernels.self_attention.sdpa import scaled_dot_product
 
 
 class PooledRows(Protocol):

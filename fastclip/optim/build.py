@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fastclip.config.train_config import OptimConfig
 from fastclip.errors import DataError, UserError
+from fastclip.optim.apex_adam import build_apex_adam
 from fastclip.optim.param_groups import split_by_decay
 from fastclip.optional import require
 
@@ -20,7 +21,8 @@ _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """AdamW over (not decayed, decayed) parameters, or the timm optimiser that `--opt timm/NAME` names.
 
-    Raises UserError for a name that timm does not know, EnvironmentProblem where timm is missing.
+    Raises UserError for a name that timm does not know, EnvironmentProblem where timm, or apex that was asked
+    for, is missing.
     """
     if config.opt.lower().startswith("timm/"):
         return _timm_optimizer(config, model)
@@ -29,13 +31,17 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     assert config.beta2 is not None
     assert config.eps is not None
     not_decayed, decayed = split_by_decay(model)
+    groups: list[dict[str, Any]] = [
+        {"params": not_decayed, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.wd},
+    ]
+    betas = (config.beta1, config.beta2)
+    if config.optimizer_impl == "apex":
+        return build_apex_adam(groups, lr=config.lr, betas=betas, eps=config.eps)
     return torch.optim.AdamW(
-        [
-            {"params": not_decayed, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": config.wd},
-        ],
+        groups,
         lr=config.lr,
-        betas=(config.beta1, config.beta2),
+        betas=betas,
         eps=config.eps,
         fused=_fused_available(not_decayed + decayed),
     )
@@ -87,7 +93,10 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], source: st
     Returns one line for each hyper-parameter that the flags change against the checkpoint (the reference keeps the
     checkpoint's without a word). Raises DataError where the state does not fit this optimiser.
     """
-    own_groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    own_groups = [
+        {k: v for k, v in g.items() if k not in ("params", "step")}  # apex's count is no setting
+        for g in optimizer.param_groups
+    ]
     saved_groups = state.get("param_groups", [])
     counts = [len(g["params"]) for g in saved_groups]
     own_counts = [len(g["params"]) for g in optimizer.param_groups]

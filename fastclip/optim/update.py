@@ -102,7 +102,7 @@ class Update:
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.step()
             del self.optimizer.found_inf  # type: ignore[attr-defined]
-        elif not found_inf.item():  # optimisers of timm: one wait per step
+        elif not found_inf.item():  # timm's and apex's: one wait per step
             self.optimizer.step()
 
     def read_skips(self) -> SkipCounts:

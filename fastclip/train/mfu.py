@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastclip.config.train_config import Precision
 from fastclip.data.batch import PackedText
+from fastclip.model.block import Transformer
+from fastclip_kernels.self_attention.sdpa import SDPA
 
 # Dense half-precision FLOP/s of the data sheets (without sparsity), by what torch calls the device.
 _PEAK_HALF = {
@@ -47,6 +49,9 @@ def step_flops_per_sample(
     use.
     """
     shape_only = copy.deepcopy(model).to("meta").eval()
+    for module in shape_only.modules():
+        if isinstance(module, Transformer):
+            module.use_attention(SDPA)  # the counter knows its products, not those of a custom op
     image = torch.empty(1, 3, *image_size, device="meta", dtype=next(model.parameters()).dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if isinstance(texts, Tensor):

@@ -1,4 +1,4 @@
-"""Whether a run's captions are packed, and which attention then reads them: decided here, once."""
+"""Whether a run's captions are packed: decided here, once."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.batch import PackedText
 from fastclip.data.packing import PackRule
-from fastclip.model.attention import choose_packed_attention
-from fastclip.train.precision import product_dtype
 
 logger = logging.getLogger(__name__)
 
 
-def set_up_packing(
-    model: Any, teacher: Any, config: TrainConfig, device: torch.device
-) -> PackRule | None:
-    """How training captions are packed for `model`, which is made ready for that; None: not at all.
+def choose_packing(model: Any, teacher: Any, config: TrainConfig) -> PackRule | None:
+    """How training captions are packed for `model`; None: not at all.
 
     A teacher that reads captions as the model does shares the packed ones, another gets dense ids beside them.
     """
@@ -32,16 +27,6 @@ def set_up_packing(
         logger.info("captions are not packed: this text tower reads more than a text's end")
         return None
     shares = teacher is None or _reads_alike(teacher.packing_config, config_of_text)
-    for reader in (model, teacher) if teacher is not None and shares else (model,):
-        text = reader.packing_config
-        choice = choose_packed_attention(
-            device,
-            product_dtype(config.precision),
-            text.width // text.heads,
-            deterministic=config.deterministic,
-        )
-        reader.use_packed_attention(choice.attention)
-        logger.info("attention over packed captions: %s", choice.sentence)
     eos_id = config_of_text.eos_id if config_of_text.pool_type == "eos" else None
     return PackRule(eos_id=eos_id, keep_dense=not shares)
 

@@ -25,6 +25,7 @@ from fastclip.model.model_config import tokenizer_spec
 from fastclip.optim.build import build_optimizer, describe
 from fastclip.optim.schedule import build_schedule
 from fastclip.optim.update import Update
+from fastclip.train.attention import set_up_attention
 from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
@@ -32,7 +33,7 @@ from fastclip.train.gradient_sync import in_ddp, syncs_of
 from fastclip.train.losses import make_loss
 from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
-from fastclip.train.packed_captions import Texts, set_up_packing, texts_for_teacher
+from fastclip.train.packed_captions import Texts, choose_packing, texts_for_teacher
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
 from fastclip.train.progress import Progress, make_progress
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
@@ -109,7 +110,15 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         )
     )
     check_vocabulary(tokenizer, model, config.model)
-    pack = set_up_packing(model, teacher, config, world.device)
+    pack = choose_packing(model, teacher, config)
+    set_up_attention(
+        model,
+        teacher,
+        config,
+        world.device,
+        packed=pack is not None,
+        teacher_packed=pack is not None and not pack.keep_dense,
+    )
 
     optimizer = scaler = None
     if config.trains:

@@ -15,6 +15,8 @@ OWN = {
     "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--recompute": "auto",
+    "--attention": "auto",
+    "--optimizer-impl": "auto",
     "--tokenizer": None,
 }
 

@@ -117,6 +117,11 @@ ELSEWHERE: dict[str, tuple[list[str], list[str], dict[str, object]]] = {
         ["timm/lamb"],
         {"optim.opt": "timm/lamb"},
     ),
+    "optimizer_impl": (
+        ["--precision", "amp_bf16"],
+        ["apex"],
+        {"optim.optimizer_impl": "apex"},
+    ),
     "no_packed_text": ([], [], {"model.packed_text": False}),
     "no_prune_last_block": ([], [], {"model.prune_last_block": False}),
     "unsafe_load": ([], [], {"model.unsafe_load": True, "checkpoint.unsafe_load": True}),
@@ -246,6 +251,30 @@ EVAL = ["--val-data", "v.tar"]
         ([*TRAIN, "--opt", "sgd"], "choose adamw or timm/NAME"),
         ([*TRAIN, "--opt", "timm/lamb"], "needs --lr"),
         ([*TRAIN, "--opt", "timm/lamb", "--lr", "1", "--beta1", "0.9"], "both --beta1 and --beta2"),
+        (
+            [
+                *TRAIN,
+                *[
+                    "--optimizer-impl",
+                    "apex",
+                    "--opt",
+                    "timm/lamb",
+                    "--lr",
+                    "1",
+                    "--precision",
+                    "fp32",
+                ],
+            ],
+            "--optimizer-impl apex is for --opt adamw, not for timm/lamb",
+        ),
+        ([*TRAIN, "--optimizer-impl", "apex"], "does not go with --precision amp: "),
+        *(
+            (
+                [*TRAIN, "--optimizer-impl", "apex", "--precision", precision],
+                f"does not go with --precision {precision}: ",
+            )
+            for precision in ("fp16", "bf16", "pure_fp16", "pure_bf16")
+        ),
         ([*TRAIN, "--lr", "nan"], "finite"),
         ([*TRAIN, "--lr", "-1"], "0 or greater"),
         ([*TRAIN, "--beta2", "1"], "below 1"),

@@ -32,7 +32,7 @@ from fastclip.model.model_config import parse_config
 from fastclip.optim.build import build_optimizer
 from fastclip.train.distributed import World
 from fastclip.train.loop import train_epoch
-from fastclip.train.packed_captions import set_up_packing
+from fastclip.train.packed_captions import choose_packing
 from fastclip.train.precision import make_scaler
 from fastclip.train.run_folder import RunFolder
 from fastclip.train.setup import Parts, Run, build_run, prepare_for_training
@@ -250,7 +250,7 @@ def our_run(
     world: World,
 ) -> Run:
     optimizer = build_optimizer(config.optim, model)
-    pack = set_up_packing(model, None, config, world.device)
+    pack = choose_packing(model, None, config)
     parts = Parts(
         model=model,
         wrapped=wrapped,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastclip.data.batch import PackedText
 from fastclip.data.packing import PackRule, TextPacker
-from fastclip.model.block import attend_before
+from fastclip_kernels.self_attention.sdpa import SDPA, attend_before
 from tests.model.test_last_block import FAMILIES, _model
 
 PACKABLE = [name for name, raw in FAMILIES.items() if _model(raw, 0).packing_config is not None]
@@ -97,6 +97,6 @@ def test_an_error_planted_in_the_layout_is_seen(plant, seed):
 def test_a_mask_that_shows_neighbours_is_seen(seed):
     model = _model(FAMILIES[PACKABLE[0]], 0)
     ids = captions(model.config.text_cfg, seed)
-    model.use_packed_attention(lambda text: attend_before)
+    model.use_attention(SDPA, SDPA._replace(packed=lambda text: attend_before))
     text = packed(model.config.text_cfg, ids)
     assert apart(results(model, text, seed), results(model, ids, seed)) > 1e-3

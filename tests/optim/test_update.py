@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastclip.config.train_config import OptimConfig
 from fastclip.optim.build import build_optimizer
@@ -111,3 +112,20 @@ def test_scaler_backs_off_and_applies_what_is_finite() -> None:
     assert scaler.get_scale() == 2.0**19
     _step(model, update, torch.randn(3, 6))
     assert not torch.equal(model.linear.weight, before)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.3])
+@pytest.mark.parametrize("nonfinite", ["skip", "stop", "ignore"])
+def test_an_update_on_a_gpu_never_waits_for_it(clip_norm: float | None, nonfinite: str) -> None:
+    """On shapes alone, where whatever asks for a value raises; no GPU needed."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = Tiny()
+        update = _update(model, clip_norm=clip_norm, nonfinite=nonfinite)
+        for _ in range(2):
+            update.zero_grad()
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            update.apply()
+        assert update.grad_norm.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):  # what waiting looks like
+            update.read_skips()

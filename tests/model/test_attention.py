@@ -1,0 +1,132 @@
+"""A whole model attends by any backend to the same features and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastclip.model.recompute import WAYS, Recompute
+from fastclip_kernels.self_attention.dispatch import Facts, choose
+from fastclip_kernels.self_attention.sdpa import SDPA
+from tests.kernels.flash_packages import (
+    flash_attn_2,
+    flash_attn_3,
+    install,
+    varlen_of_torch_2_10,
+    varlen_of_torch_2_14,
+)
+from tests.model.model_pairs import pictures, tiny
+from tests.model.test_last_block import _model
+from tests.model.test_packed_text import captions, packed
+
+H100 = Facts("cuda", (9, 0), torch.bfloat16, 64)
+BACKENDS: dict[str, Any] = {
+    "varlen of torch 2.10": ("varlen", varlen_of_torch_2_10),
+    "varlen of torch 2.14": ("varlen", varlen_of_torch_2_14),
+    "flash-attn-2": ("flash-attn-2", flash_attn_2),
+    "flash-attn-3": ("flash-attn-3", flash_attn_3),
+}
+
+
+def outcome(model: Any, images: Tensor, text: Any, seed: int) -> dict[str, Tensor]:
+    """Features of both towers, and every parameter's gradient."""
+    model.zero_grad()
+    features = {
+        "image": model.encode_image(images, normalize=True),
+        "text": model.encode_text(text, normalize=True),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(
+        (f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
+        for f in features.values()
+    )
+    total.backward()  # type: ignore[union-attr]
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {**{k: f.detach() for k, f in features.items()}, **gradients}
+
+
+@pytest.mark.parametrize("recompute", WAYS)
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_whole_model_is_the_same_by_any_backend(
+    backend: str, pruned: bool, recompute: Recompute, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, package = BACKENDS[backend]
+    calls: list[dict[str, Any]] = []
+    install(monkeypatch, package(calls))
+    model = _model(tiny(), seed % 1000).double()
+    if pruned:
+        model.prune_last_block()
+    images = pictures(model, 3, seed).double()
+    dense = captions(model.config.text_cfg, seed)
+    texts = {"dense": dense, "packed": packed(model.config.text_cfg, dense, rows=6)}
+    wanted = outcome(model, images, dense, seed)
+
+    attention = choose(name, H100).attention
+    model.use_attention(attention, attention)
+    model.set_recompute(recompute)
+    for form, text in texts.items():
+        calls.clear()
+        got = outcome(model, images, text, seed)
+        assert got.keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-10, msg=f"{form} {key}")
+        kinds = {(call["packed"], call["causal"]) for call in calls}
+        # varlen is for packed captions only
+        wanted_kinds = {(False, False), (False, True), (True, True)}
+        wanted_kinds -= {(form != "packed", True)}
+        assert kinds == {k for k in wanted_kinds if k[0] or name != "varlen"}
+
+
+def test_pointwise_recompute_keeps_what_flash_attention_computed() -> None:
+    """Their ops have namespaces of their own; attention computed twice would be a second forward."""
+    library = torch.library.Library("flash_attn_3", "FRAGMENT")
+    library.define("fwd_of_a_test(Tensor q) -> Tensor")
+    library.impl("fwd_of_a_test", lambda q: calls.append(1) or q.sin(), "CPU")
+    library.impl("fwd_of_a_test", torch.library.fallthrough_kernel, "AutogradCPU")
+    calls: list[int] = []
+
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Tensor) -> Tensor:
+            ctx.save_for_backward(q)
+            return torch.ops.flash_attn_3.fwd_of_a_test(q)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+            return grad * ctx.saved_tensors[0].cos()
+
+    x = torch.randn(3, 4, requires_grad=True)
+    WAYS["pointwise"](lambda t: Flash.apply(t.exp()).exp(), x).sum().backward()
+    assert len(calls) == 1
+
+
+def test_a_tower_that_is_not_causal_attends_to_all(seed: int) -> None:
+    def wrong(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise AssertionError("not this tower's")
+
+    model = _model(tiny(text={"no_causal_mask": True}), seed % 1000)
+    model.use_attention(SDPA._replace(causal=wrong), SDPA._replace(causal=wrong))
+    model.encode_image(pictures(model, 2, seed))
+    model.encode_text(captions(model.config.text_cfg, seed))
+    model = _model(tiny(), seed % 1000)
+    model.use_attention(SDPA, SDPA._replace(full=wrong))
+    model.encode_text(captions(model.config.text_cfg, seed))
+
+
+def test_head_widths_are_those_of_the_towers() -> None:
+    model = _model(tiny(), 0)
+    seen: list[int] = []
+
+    def noted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append(q.shape[-1])
+        return SDPA.full(q, k, v)
+
+    noting = SDPA._replace(full=noted, causal=noted)
+    model.use_attention(noting, noting)
+    model.encode_image(pictures(model, 1, 0))
+    model.encode_text(captions(model.config.text_cfg, 0))
+    assert list(dict.fromkeys(seen)) == list(model.head_widths) == [32, 16]
