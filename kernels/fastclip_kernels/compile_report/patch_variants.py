@@ -43,8 +43,9 @@ class PatchVariant(NamedTuple):
 
     @property
     def tile(self) -> Tile:
-        choose = forward_tile if self.kernel == "patches" else backward_tile
-        return choose(self.dtype, self.patch)
+        if self.kernel == "patch weights":
+            return backward_tile(self.dtype, self.patch)
+        return forward_tile(self.dtype, self.patch, 1024 if self.divisible else 1023)
 
 
 def selected_patches(arch: str) -> Iterator[PatchVariant]:
@@ -56,10 +57,11 @@ def selected_patches(arch: str) -> Iterator[PatchVariant]:
 
 def every_patch_variant(arch: str) -> Iterator[PatchVariant]:
     """All that can be asked for with these patch sizes: any width, any pictures, any dtype."""
-    either = (False, True)
     for first in selected_patches(arch):
-        for dtype, kept, divisible in itertools.product(TYPES, either, either):
-            yield first._replace(dtype=dtype, kept=kept, divisible=divisible)
+        for kept, divisible in itertools.product((False, True), repeat=2):
+            yield first._replace(kept=kept, divisible=divisible)
+        for dtype in (torch.float16, torch.float32):
+            yield first._replace(dtype=dtype)
 
 
 def compile_patch_variant(variant: PatchVariant) -> Built:

@@ -46,13 +46,14 @@ def make_report(
         variants = [v._replace(launch=launch) for v in variants if v.dtype == torch.bfloat16]
         variants = [v for v in variants if only in (None, v.form)]
         patch_variants = []
-    wanted: list[Variant | PatchVariant | tuple[str, str]] = [*variants, *patch_variants]
+    chosen: list[Variant | PatchVariant] = [*variants, *patch_variants]
+    wanted: list[Variant | PatchVariant | tuple[str, str]] = [*chosen]
     if launch is None:
         wanted += dict.fromkeys((p.kernel, p.arch) for p in PUBLISHED if p.arch in archs)
     # fresh processes: a fork of one that has threads may hang
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
         made = dict(zip(wanted, pool.map(_compile, wanted), strict=True))
-    built = {variant: made[variant] for variant in (*variants, *patch_variants)}
+    built = {variant: made[variant] for variant in chosen}
     predictions: list[Prediction] = []
     estimates: dict[str, list[Estimate]] = {}
     if launch is None:

@@ -39,11 +39,13 @@ class Tile(NamedTuple):
         }
 
 
-def forward_tile(dtype: torch.dtype, patch: int) -> Tile:
+def forward_tile(dtype: torch.dtype, patch: int, width: int) -> Tile:
     """Chosen by what compiles without a spill, not yet by measurement."""
     if dtype == torch.float32:
         return Tile(128, 128, 32, warps=8, stages=2)
-    # no larger a block than the bytes of a patch can fill: 588 of a patch of 14 are 18.4 blocks of 32
+    if width % 16:  # tokens are written number by number, and their addresses take registers
+        return Tile(64, 128, 32, warps=8, stages=3)
+    # the smaller the block, the less of the last one is padding: 588 bytes are 18.4 blocks of 32
     return Tile(128, 128, 64 if 3 * patch * patch % 64 == 0 else 32, warps=8, stages=3)
 
 
@@ -65,8 +67,8 @@ def add_patches(
     patch: int,
 ) -> None:
     weight = _exact(folded.weight)
-    tile = forward_tile(weight.dtype, patch)
     operands = _Operands(pixels, kept, out, patch)
+    tile = forward_tile(weight.dtype, patch, operands.width)
     written = _exact(out)
     padded = F.pad(weight, (0, -weight.shape[1] % tile.block_k))
     grid = (-(-operands.rows // tile.block_m) * -(-operands.width // tile.block_d),)
