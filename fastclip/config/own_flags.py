@@ -84,6 +84,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             "one that is read",
         ),
         add(
+            "--no-fused-patch-embed",
+            action="store_true",
+            default=False,
+            help="normalise pictures to floats before the patch embedding, as OpenCLIP does, and "
+            "not inside it from their bytes",
+        ),
+        add(
             "--recompute",
             choices=list(get_args(RecomputeChoice)),
             default="auto",

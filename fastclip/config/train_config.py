@@ -157,6 +157,7 @@ class ModelConfig:
     lock_text_freeze_layer_norm: bool = False
     packed_text: bool = True  # ours
     prune_last_block: bool = True  # ours
+    fused_patch_embed: bool = True  # ours
     recompute: RecomputeChoice = "auto"  # ours
     attention: AttentionBackend = "auto"  # ours
     tokenizer: str | None = None  # ours: a local tokenizer.json, or a folder with one

@@ -30,12 +30,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fastclip.model.attention import masked
 from fastclip.model.block import Transformer
 from fastclip.model.clip import CLIP, CustomTextCLIP
 from fastclip.model.patch_dropout import PatchDropout
 from fastclip.model.precision import LayerNormFp32
 from fastclip.model.recompute import Recompute
+from fastclip_kernels.self_attention.sdpa import masked
 
 Picking = Literal["view", "copy", "packed"]  # how the pooled rows are had from all rows
 

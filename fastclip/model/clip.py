@@ -100,6 +100,10 @@ class _TwoTowers(nn.Module):
     def has_patch_dropout(self) -> bool:
         return isinstance(self.visual.patch_dropout, PatchDropout)
 
+    def fuse_patch_embed(self) -> bool:
+        """Read raw pixels once, normalisation and all; same tokens up to rounding. True: it is so now."""
+        return self.visual.fuse_patch_embed()
+
     def prune_last_block(self) -> tuple[str, ...]:
         """Where only one row of a tower's last block is read, compute no other from here on.
 

@@ -45,6 +45,10 @@ class TrainerMethods:
         """Make all draws from here on a function of `seed`; they use torch's global generators."""
         torch.manual_seed(seed)
 
+    def fuse_patch_embed(self) -> bool:
+        """Not so: these towers are open_clip's own."""
+        return False
+
     def prune_last_block(self) -> tuple[str, ...]:
         """No tower: these are open_clip's own, and compute what it computes."""
         return ()

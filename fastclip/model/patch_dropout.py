@@ -41,16 +41,28 @@ class PatchDropout(nn.Module):
             noise = torch.randn(batch, patches, device=device, generator=self._generator)
         return noise.topk(count, dim=-1).indices
 
+    def kept(self, batch: int, patches: int, device: torch.device) -> Tensor | None:
+        """A new draw: int64 (B, kept), which of N patches and in which order; None: all, in theirs."""
+        return _untraced_draw(self, batch, patches, device) if self.training else None
+
     def forward(self, x: Tensor) -> Tensor:  # (B, 1 + N, D) -> (B, 1 + kept, D)
-        if not self.training:
-            return x
         patches = x[:, 1:]
-        kept = _untraced_draw(self, patches.shape[0], patches.shape[1], x.device)
+        kept = self.kept(patches.shape[0], patches.shape[1], x.device)
+        if kept is None:
+            return x
         chosen = patches.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
         return torch.cat((x[:, :1], chosen), dim=1)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_generator": None}  # generators can be neither copied nor pickled
+
+
+class AllPatches(nn.Identity):
+    """No patch dropout."""
+
+    def kept(self, batch: int, patches: int, device: torch.device) -> None:
+        """None: all patches, in their order."""
+        return None
 
 
 _compiler: Any = torch.compiler

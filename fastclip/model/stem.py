@@ -1,12 +1,15 @@
-"""From pixels to what the first layer of an image tower takes."""
+"""From pixels to the tokens of an image tower: `embed_normalised` as the reference does, `embed_raw` fused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from fastclip.model.patch_dropout import AllPatches, PatchDropout
+from fastclip_kernels import patch_embed
 
 
 class PixelNormalize(nn.Module):
@@ -39,12 +42,66 @@ class PixelNormalize(nn.Module):
         """ValueError for uint8 pictures whose last axis is not RGB."""
         if images.dtype != torch.uint8:
             return images.to(dtype)
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"uint8 images must be (B, H, W, 3), got {tuple(images.shape)}; "
-                "float images are (B, 3, H, W)"
-            )
+        _check_layout(images)
         # the order of operations is torchvision's ToTensor and Normalize, so that rounding is the
         # same
         scaled = images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
         return scaled.permute(0, 3, 1, 2).to(dtype)
+
+
+class StemParts(Protocol):
+    """Whatever carries the parts of an image tower before its first norm."""
+
+    image_size: tuple[int, int]  # (height, width) in pixels
+    pixels: PixelNormalize
+    conv1: nn.Conv2d
+    class_embedding: nn.Parameter  # (D,)
+    positional_embedding: nn.Parameter  # (1 + N, D)
+    patch_dropout: PatchDropout | AllPatches
+
+
+def embed_normalised(
+    parts: StemParts,
+    images: Tensor,  # uint8 (B, H, W, 3) raw, or float (B, 3, H, W) normalised
+) -> Tensor:  # (B, 1 + kept, D)
+    """Operation for operation as the reference; raw pixels are normalised before."""
+    x = parts.pixels(images, parts.conv1.weight.dtype)
+    _check_size(parts, x.shape[-2:])
+    x = parts.conv1(x).flatten(2).transpose(1, 2)  # (B, N, D)
+    head = parts.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+    x = torch.cat((head, x), dim=1) + parts.positional_embedding.to(x.dtype)
+    tokens: Tensor = parts.patch_dropout(x)
+    return tokens
+
+
+def embed_raw(parts: StemParts, images: Tensor) -> Tensor:
+    """The same tokens; raw pixels are read once, and patches that are dropped not at all."""
+    if images.dtype != torch.uint8:
+        return embed_normalised(parts, images)
+    _check_layout(images)
+    _check_size(parts, images.shape[1:3])
+    patches = len(parts.positional_embedding) - 1
+    return patch_embed(
+        images,
+        parts.conv1.weight,
+        parts.class_embedding,
+        parts.positional_embedding,
+        mean=parts.pixels.mean,
+        std=parts.pixels.std,
+        kept=parts.patch_dropout.kept(len(images), patches, images.device),
+    )
+
+
+def _check_layout(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"uint8 images must be (B, H, W, 3), got {tuple(images.shape)}; "
+            "float images are (B, 3, H, W)"
+        )
+
+
+def _check_size(parts: StemParts, size: Sequence[int]) -> None:
+    if tuple(size) != parts.image_size:
+        raise ValueError(
+            f"images must be {parts.image_size} pixels (height, width), got {tuple(size)}"
+        )

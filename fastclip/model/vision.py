@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from fastclip.config.images import PreprocessConfig
 from fastclip.model.block import Transformer
 from fastclip.model.model_config import VisionConfig
-from fastclip.model.patch_dropout import PatchDropout
+from fastclip.model.patch_dropout import AllPatches, PatchDropout
 from fastclip.model.pooled_rows import FirstRow
-from fastclip.model.stem import PixelNormalize
+from fastclip.model.stem import PixelNormalize, embed_normalised, embed_raw
 
 
 class VisionTransformer(nn.Module):
@@ -38,8 +38,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
         self.patch_dropout = (
-            PatchDropout(config.patch_dropout) if config.patch_dropout > 0 else nn.Identity()
+            PatchDropout(config.patch_dropout) if config.patch_dropout > 0 else AllPatches()
         )
+        self.embed = embed_normalised
         self.ln_pre = nn.Identity() if config.no_ln_pre else norm(width)
         self.transformer = Transformer(
             width,
@@ -64,14 +65,7 @@ class VisionTransformer(nn.Module):
         self,
         images: Tensor,  # uint8 (B, H, W, 3) raw, or float (B, 3, H, W) normalised
     ) -> Tensor:  # (B, output_dim)
-        x = self.pixels(images, self.conv1.weight.dtype)
-        if tuple(x.shape[-2:]) != self.image_size:
-            got = tuple(x.shape[-2:])
-            raise ValueError(f"images must be {self.image_size} pixels (height, width), got {got}")
-        x = self.conv1(x).flatten(2).transpose(1, 2)  # (B, patches, D)
-        head = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat((head, x), dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.ln_pre(self.patch_dropout(x))
+        x = self.ln_pre(self.embed(self, images))
         x = self.transformer(x, FirstRow(causal=False) if self.config.pools_one_row else None)
         return self._pool(x) @ self.proj
 
@@ -109,6 +103,11 @@ class VisionTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.set_recompute("full" if enable else "none")
+
+    def fuse_patch_embed(self) -> bool:
+        """Normalise raw pixels inside the patch embedding from here on; normalised ones go on as before."""
+        self.embed = embed_raw
+        return True
 
     def prune_last_block(self) -> bool:
         """Compute only the class token in the last block, if that is all that is read of it."""

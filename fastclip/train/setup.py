@@ -99,6 +99,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         )
         if config.model.prune_last_block:
             teacher.prune_last_block()  # type: ignore[operator]
+        if config.model.fused_patch_embed:
+            teacher.fuse_patch_embed()  # type: ignore[operator]
     seed_everything(config.seed + world.rank)
     prepare_for_training(model, config.model)
     tokenizer = build_tokenizer(
@@ -204,6 +206,12 @@ def prepare_for_training(model: Any, config: ModelConfig) -> None:
                 f"--recompute pointwise: {config.name} is not one of fastclip's own models; use --recompute full"
             )
         model.set_recompute(recompute)
+    if config.fused_patch_embed:
+        fused = model.fuse_patch_embed()
+        logger.info(
+            "patch embedding: %s",
+            "raw pixels are normalised in it" if fused else "pixels are normalised before it",
+        )
     if config.prune_last_block:
         towers = model.prune_last_block()
         logger.info("last block computes one row in these towers: %s", ", ".join(towers) or "none")

@@ -1,4 +1,4 @@
-"""CLIP's contrastive losses, exact and lean, and attention. See the README of the distribution."""
+"""CLIP's contrastive losses, patch embedding and attention, exact and lean. See the README of the distribution."""
 
 from .backend import BackendUnavailable
 from .loss.clip import clip_loss
@@ -7,6 +7,7 @@ from .loss.distributed import BatchAgreement
 from .loss.modules import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 from .loss.siglip import siglip_loss
 from .patch import patch_open_clip
+from .patch_embed.ops import patch_embed
 from .self_attention.functional import attention
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "attention",
     "clip_loss",
     "distill_clip_loss",
+    "patch_embed",
     "patch_open_clip",
     "siglip_loss",
 ]

@@ -14,6 +14,7 @@ OWN = {
     "--allow-pipe-from-files": False,
     "--no-packed-text": False,
     "--no-prune-last-block": False,
+    "--no-fused-patch-embed": False,
     "--recompute": "auto",
     "--attention": "auto",
     "--optimizer-impl": "auto",

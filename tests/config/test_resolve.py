@@ -124,6 +124,7 @@ ELSEWHERE: dict[str, tuple[list[str], list[str], dict[str, object]]] = {
     ),
     "no_packed_text": ([], [], {"model.packed_text": False}),
     "no_prune_last_block": ([], [], {"model.prune_last_block": False}),
+    "no_fused_patch_embed": ([], [], {"model.fused_patch_embed": False}),
     "unsafe_load": ([], [], {"model.unsafe_load": True, "checkpoint.unsafe_load": True}),
 }
 

@@ -29,8 +29,9 @@ FLAGS = (
 MODES = {
     "plain": ["--precision", "fp32"],
     "products kept": ["--precision", "fp32", "--recompute", "pointwise"],
-    "dense captions, whole last block": [
+    "dense captions, whole last block, normalised pictures": [
         *["--precision", "fp32", "--no-packed-text", "--no-prune-last-block"],
+        "--no-fused-patch-embed",
     ],
     "checkpointed": ["--precision", "fp32", "--grad-checkpointing"],
     "accumulated": ["--precision", "fp32", "--accum-freq", "2"],

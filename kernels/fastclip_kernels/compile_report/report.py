@@ -13,6 +13,12 @@ from ..loss.triton_table import Launch
 from .build import Built
 from .chips import CHIPS
 from .losses import LOSSES, Estimate, estimate
+from .patch_variants import (
+    PatchVariant,
+    compile_patch_variant,
+    every_patch_variant,
+    selected_patches,
+)
 from .public import PUBLISHED, Prediction, compile_public, predict
 from .variants import Variant, compile_variant, every, selected
 
@@ -21,7 +27,7 @@ PROCESSES = 2
 
 
 class Report(NamedTuple):
-    built: dict[Variant, Built]
+    built: dict[Variant | PatchVariant, Built]
     predictions: list[Prediction]
     estimates: dict[str, list[Estimate]]  # by chip
     failures: list[str]  # one line for each bar that is not met
@@ -34,16 +40,20 @@ def make_report(
     modelled then.
     """
     variants = [v for arch in archs for v in (every(arch) if all_variants else selected(arch))]
+    of_patches = every_patch_variant if all_variants else selected_patches
+    patch_variants = [v for arch in archs for v in of_patches(arch)]
     if launch is not None:
         variants = [v._replace(launch=launch) for v in variants if v.dtype == torch.bfloat16]
         variants = [v for v in variants if only in (None, v.form)]
-    wanted: list[Variant | tuple[str, str]] = [*variants]
+        patch_variants = []
+    chosen: list[Variant | PatchVariant] = [*variants, *patch_variants]
+    wanted: list[Variant | PatchVariant | tuple[str, str]] = [*chosen]
     if launch is None:
         wanted += dict.fromkeys((p.kernel, p.arch) for p in PUBLISHED if p.arch in archs)
     # fresh processes: a fork of one that has threads may hang
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
         made = dict(zip(wanted, pool.map(_compile, wanted), strict=True))
-    built = {variant: made[variant] for variant in variants}
+    built = {variant: made[variant] for variant in chosen}
     predictions: list[Prediction] = []
     estimates: dict[str, list[Estimate]] = {}
     if launch is None:
@@ -68,11 +78,13 @@ def make_report(
     return Report(built, predictions, estimates, failures)
 
 
-def _compile(what: Variant | tuple[str, str]) -> Built:
+def _compile(what: Variant | PatchVariant | tuple[str, str]) -> Built:
+    if isinstance(what, PatchVariant):
+        return compile_patch_variant(what)
     return compile_variant(what) if isinstance(what, Variant) else compile_public(*what)
 
 
-def broken(variant: Variant, built: Built) -> Iterator[str]:
+def broken(variant: Variant | PatchVariant, built: Built) -> Iterator[str]:
     """The bars that a variant misses."""
     chip = CHIPS[variant.arch]
     if variant.half and built.spills:

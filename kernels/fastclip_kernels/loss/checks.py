@@ -12,15 +12,20 @@ _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float64, torch.float32, *_HALF)
 
 
+def refuse_torch_func(op: str) -> None:
+    """RuntimeError inside a transform of torch.func, which an op's own gradient does not support."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        raise RuntimeError(
+            f"{op}: not supported inside torch.func transforms (grad, vmap, jvp, ...); use"
+            " torch.autograd.grad, or the formula of its reference.py inside the transform"
+        )
+
+
 def check_features(op: str, names: tuple[str, str], first: Tensor, second: Tensor) -> None:
     """Both must be (B, D) with B, D >= 1, of one device, and of one float dtype unless autocast
     unifies it; and not inside a transform of torch.func, which an op's own gradient does not support.
     """
-    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
-        raise RuntimeError(
-            f"{op}: not supported inside torch.func transforms (grad, vmap, jvp, ...); use"
-            " torch.autograd.grad, or fastclip_kernels.loss.reference inside the transform"
-        )
+    refuse_torch_func(op)
     for name, features in zip(names, (first, second), strict=True):
         if not isinstance(features, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(features).__name__}")

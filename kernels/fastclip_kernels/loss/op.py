@@ -34,8 +34,8 @@ def op_body(like: Tensor) -> Iterator[None]:
 def refuse_second_derivative(ctx: Any, *upstream: Any) -> NoReturn:
     """The autograd formula of an op that is itself a backward."""
     raise RuntimeError(
-        f"{NAMESPACE}: this loss cannot be differentiated twice; use"
-        f" {NAMESPACE}.loss.reference where second derivatives are needed"
+        f"{NAMESPACE}: this op cannot be differentiated twice; use the formula of its reference.py"
+        " where second derivatives are needed"
     )
 
 
