@@ -191,7 +191,7 @@ def _image_tower(model: CLIP | CustomTextCLIP, numbers: Numbers, samples: int) -
     height, width = visual.image_size
     patches = visual.grid_size[0] * visual.grid_size[1]
     dropout = visual.patch_dropout
-    chosen = dropout.kept(patches) if isinstance(dropout, PatchDropout) else patches
+    chosen = dropout.left_of(patches) if isinstance(dropout, PatchDropout) else patches
     rows, dim = samples * (1 + chosen), config.width
     trained = _trained_blocks(visual.transformer)
     stack = Stack(

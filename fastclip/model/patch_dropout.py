@@ -27,12 +27,12 @@ class PatchDropout(nn.Module):
         self._seed = seed
         self._generator = None
 
-    def kept(self, patches: int) -> int:
-        """Patches that are left of that many."""
+    def left_of(self, patches: int) -> int:
+        """How many of so many patches are kept."""
         return max(1, int(patches * (1 - self.share)))
 
     def _draw(self, batch: int, patches: int, device: torch.device) -> Tensor:
-        count = self.kept(patches)
+        count = self.left_of(patches)
         if self._seed is None:
             noise = torch.randn(batch, patches).to(device)
         else:
