@@ -80,21 +80,25 @@ def recompute_less_if_it_fits(
     own: Recompute = "pointwise" if largest.kept("pointwise") <= free else "full"
     way = _WAYS[world.largest(_WAYS.index(own))]
     model.set_recompute(way)
+    long = f" (at most {_size(largest.kept('pointwise'))}, with a row a caption)"
     logger.info(
-        "recompute: %s: activations %s a step, pointwise %s, full %s%s, of %s free for them (%s)%s",
+        "recompute: %s: activations of a step pointwise %s%s, full %s, of %s free for them: %s%s",
         way,
-        _gb(usual.kept(way)),
-        _gb(usual.kept("pointwise")),
-        _gb(usual.kept("full")),
-        ""
-        if packer is None
-        else f"; pointwise with a row a caption {_gb(largest.kept('pointwise'))}",
-        _gb(max(0, free)),
-        f"no figure for the memory of {world.device.type}"
-        if total is None
-        else f"{_gb(total)}, less {_gb(total - _after_reserve(total))} in reserve, {_gb(demand.state)} of weights, "
-        f"gradients and optimiser state, {_gb(demand.total - demand.state)} of batches, loss and work in progress",
+        _size(usual.kept("pointwise")),
+        "" if packer is None else long,
+        _size(usual.kept("full")),
+        _size(max(0, free)),
+        _sum_of_parts(total, demand, world),
         "" if way == own else "; another rank has less",
+    )
+
+
+def _sum_of_parts(total: int | None, demand: Demand, world: World) -> str:
+    if total is None:
+        return f"no figure for the memory of {world.device.type}"
+    return (
+        f"{_size(total)}, less {_size(total - _after_reserve(total))} in reserve, {_size(demand.state)} of weights, "
+        f"gradients and optimiser state, {_size(demand.total - demand.state)} of batches, loss and work in progress"
     )
 
 
@@ -146,5 +150,5 @@ def total_memory(world: World) -> int | None:
     return total // world.local_size
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:.1f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastclip.model.recompute import WAYS, Recompute
+from fastclip.model.recompute import Recompute
 from fastclip_kernels.self_attention.dispatch import Facts, choose
 from fastclip_kernels.self_attention.sdpa import SDPA
 from tests.kernels.flash_packages import (
@@ -48,7 +48,7 @@ def outcome(model: Any, images: Tensor, text: Any, seed: int) -> dict[str, Tenso
     return {**{k: f.detach() for k, f in features.items()}, **gradients}
 
 
-@pytest.mark.parametrize("recompute", WAYS)
+@pytest.mark.parametrize("recompute", get_args(Recompute))
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_whole_model_is_the_same_by_any_backend(
@@ -81,27 +81,20 @@ def test_a_whole_model_is_the_same_by_any_backend(
         assert kinds == {k for k in wanted_kinds if k[0] or name != "varlen"}
 
 
-def test_pointwise_recompute_keeps_what_flash_attention_computed() -> None:
-    """Their ops have namespaces of their own; attention computed twice would be a second forward."""
-    library = torch.library.Library("flash_attn_3", "FRAGMENT")
-    library.define("fwd_of_a_test(Tensor q) -> Tensor")
-    library.impl("fwd_of_a_test", lambda q: calls.append(1) or q.sin(), "CPU")
-    library.impl("fwd_of_a_test", torch.library.fallthrough_kernel, "AutogradCPU")
-    calls: list[int] = []
-
-    class Flash(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, q: Tensor) -> Tensor:
-            ctx.save_for_backward(q)
-            return torch.ops.flash_attn_3.fwd_of_a_test(q)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-            return grad * ctx.saved_tensors[0].cos()
-
-    x = torch.randn(3, 4, requires_grad=True)
-    WAYS["pointwise"](lambda t: Flash.apply(t.exp()).exp(), x).sum().backward()
-    assert len(calls) == 1
+@pytest.mark.parametrize(("recompute", "times"), [("none", 1), ("pointwise", 1), ("full", 2)])
+def test_only_full_recompute_attends_twice(
+    recompute: Recompute, times: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    install(monkeypatch, flash_attn_2(calls))
+    model = _model(tiny(), seed % 1000)
+    attention = choose("flash-attn-2", H100).attention
+    model.use_attention(attention, attention)
+    model.set_recompute(recompute)
+    text = packed(model.config.text_cfg, captions(model.config.text_cfg, seed), rows=6)
+    outcome(model, pictures(model, 3, seed), text, seed)
+    layers = len(model.visual.transformer.blocks) + len(model.transformer.blocks)
+    assert len(calls) == times * layers
 
 
 def test_a_tower_that_is_not_causal_attends_to_all(seed: int) -> None:

@@ -80,8 +80,8 @@ def test_said_once_with_the_bytes(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         chosen(80_000_000_000, "--grad-checkpointing")
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("recompute: ")]
-    assert line.startswith("recompute: pointwise: activations 0.")
-    assert "(80.0 GB, less 8.80 GB in reserve, " in line
+    assert line.startswith("recompute: pointwise: activations of a step pointwise ")
+    assert "GB free for them: 80 GB, less 8.8 GB in reserve, " in line
 
 
 def test_models_of_open_clip_recompute_all(caplog: pytest.LogCaptureFixture) -> None:
