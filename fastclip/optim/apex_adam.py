@@ -50,13 +50,12 @@ def _fused_adam(device: torch.device) -> Any:
     fused_adam = getattr(module, "FusedAdam", None)
     if fused_adam is None:
         return "the installed apex has no FusedAdam"
+    # Extensions that were not built, or for another torch, raise whatever they like.
     try:
         tiny = nn.Parameter(torch.zeros(1, device=device))
         tiny.grad = torch.ones_like(tiny)
         fused_adam([tiny], lr=0.1, adam_w_mode=True).step()
-    except (
-        Exception
-    ) as error:  # whatever extensions that were not built, or for another torch, raise
+    except Exception as error:
         text = " ".join(str(error).split())
         return f"FusedAdam does not run on {device}: {type(error).__name__}: {text}"
     return fused_adam

@@ -7,9 +7,11 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastclip.data.batch import PackedText
 from fastclip.model.recompute import Recompute
-from fastclip_kernels.self_attention.dispatch import Facts, choose
+from fastclip_kernels.self_attention.dispatch import Facts, choose, find_module
 from fastclip_kernels.self_attention.sdpa import SDPA
 from tests.kernels.flash_packages import (
     flash_attn_2,
@@ -123,3 +125,46 @@ def test_head_widths_are_those_of_the_towers() -> None:
     model.encode_image(pictures(model, 1, 0))
     model.encode_text(captions(model.config.text_cfg, 0))
     assert list(dict.fromkeys(seen)) == list(model.head_widths) == [32, 16]
+
+
+class Noting(TorchDispatchMode):
+    """The calls of one op."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(op) == self.name:
+            self.calls.append(args)
+        return op(*args, **(kwargs or {}))
+
+
+def test_torchs_own_varlen_takes_what_the_text_tower_gives_it() -> None:
+    """On shapes alone: its op has a kernel for GPUs and one for shapes."""
+    if isinstance(find_module("torch.nn.attention.varlen"), str):
+        return  # torch 2.9
+    attention = choose("varlen", H100).attention
+    rows, length, texts = 3, 13, 7
+    with torch.device("meta"):
+        model = _model(tiny(), 0).bfloat16()
+        model.use_attention(attention, attention)
+        model.prune_last_block()
+        text = PackedText(
+            ids=torch.zeros(rows, length, dtype=torch.int64),
+            positions=torch.zeros(rows, length, dtype=torch.int64),
+            cu_seqlens=torch.zeros(texts + rows + 1, dtype=torch.int32),
+            ends=torch.zeros(texts, dtype=torch.int64),
+            dense=None,
+        )
+        with Noting("torch_attn._varlen_attn.default") as noted:
+            features = model.encode_text(text)
+        assert features.shape == (texts, 40)
+        assert features.dtype == torch.bfloat16
+    assert len(noted.calls) == 3  # one a layer
+    for q, k, v, starts_q, starts_k, longest_q, longest_k, causal, *_ in noted.calls:
+        assert {tuple(t.shape) for t in (q, k, v)} == {(rows * length, 3, 16)}
+        assert starts_q is starts_k
+        assert len(starts_q) == texts + rows + 1
+        assert (longest_q, longest_k, causal) == (length, length, True)

@@ -209,7 +209,10 @@ def test_nvidias_that_cannot_run_is_one_line(
     ("source", "reason"),
     [
         ("class Session: ...", "apex.optimizers is not installed"),
-        ("from a_web_framework_that_is_absent.config import Configurator", "needs a_web_framework"),
+        (
+            "from a_web_framework_that_is_absent.config import Configurator",
+            "apex is installed but needs a_web_framework",
+        ),
         (
             "raise ImportError('cannot import name\\n Unencrypted')",
             "cannot import name Unencrypted",
