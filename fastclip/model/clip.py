@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class _TwoTowers(nn.Module):
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
     writes_captions = False  # True for CoCa, which open_clip builds
+    tells_image_features = True  # before its text tower runs; open_clip's models do not
 
     def __init__(self, config: CLIPConfig, output_dict: bool) -> None:
         super().__init__()
@@ -72,14 +74,20 @@ class _TwoTowers(nn.Module):
         raise AssertionError("a layout defines this")
 
     def forward(
-        self, image: Tensor | None = None, text: Tensor | PackedIds | None = None
+        self,
+        image: Tensor | None = None,
+        text: Tensor | PackedIds | None = None,
+        on_image_features: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor | None] | tuple[Tensor | None, ...]:
         """Unit-norm features, exp(logit_scale) and, if there is one, logit_bias.
 
         A dict with those names (`image_features`, `text_features`, ...) if `output_dict`, else a
-        tuple in that order. A tower that gets no input gives None.
+        tuple in that order. A tower that gets no input gives None. `on_image_features` is called
+        with the image features before the text tower runs.
         """
         image_features = None if image is None else self.encode_image(image, normalize=True)
+        if on_image_features is not None and image_features is not None:
+            on_image_features(image_features)
         text_features = None if text is None else self.encode_text(text, normalize=True)
         outputs = {
             "image_features": image_features,

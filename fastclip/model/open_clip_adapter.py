@@ -38,6 +38,7 @@ class TrainerMethods:
 
     has_patch_dropout = True  # these towers may drop patches, paths or activations: see below
     writes_captions = False
+    tells_image_features = False
     packing_config = None  # open_clip's towers take no packed captions
     head_widths = None  # and attend in their own way
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastclip.config.train_config import LossConfig
@@ -35,3 +38,22 @@ def make_loss(config: LossConfig, world: World, *, captions: bool) -> nn.Module:
             **options,
         )
     return ClipLoss(**options)
+
+
+def gather_early(
+    towers: Callable[..., Any], loss: nn.Module, world: World, *, model: Any, accum_freq: int
+) -> Callable[..., Any]:
+    """`towers`, and where it can be: the gather of the image features begins before the text tower runs.
+
+    Not under accumulation, where the loss is of the features of several forwards, nor with losses other than the
+    softmax loss. The loss is the same to the bit. `model` is what `towers` wraps.
+    """
+    if not (
+        world.distributed
+        and accum_freq == 1
+        and isinstance(loss, ClipLoss)
+        and model.tells_image_features
+    ):
+        return towers
+    untraced: Any = torch.compiler.disable
+    return partial(towers, on_image_features=untraced(loss.begin))

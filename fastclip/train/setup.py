@@ -30,7 +30,7 @@ from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restor
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.gradient_sync import in_ddp, syncs_of
-from fastclip.train.losses import make_loss
+from fastclip.train.losses import gather_early, make_loss
 from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
 from fastclip.train.packed_captions import Texts, choose_packing, texts_for_teacher
@@ -254,13 +254,14 @@ def build_run(
         scaler=parts.scaler,
         nonfinite=config.optim.nonfinite,
     )
+    loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
+    towers = compile_if_asked(parts.wrapped, config, world)
     forward = Forward(
-        compile_if_asked(parts.wrapped, config, world),
+        gather_early(towers, loss, world, model=parts.model, accum_freq=accum_freq),
         parts.teacher,
         input_dtype(config.precision),
         texts_for_teacher(parts.pack),
     )
-    loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
     clock = StepClock()
     progress = make_progress(steps_per_epoch, first_rank=world.is_first)
     report = Report(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Forward:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Callable[..., Any],  # of images and texts
         teacher: nn.Module | None,
         dtype: torch.dtype,
         texts_for_teacher: Callable[[Texts], Texts] = as_given,

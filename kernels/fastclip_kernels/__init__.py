@@ -1,7 +1,7 @@
 """CLIP's contrastive losses, patch embedding and attention, exact and lean. See the README of the distribution."""
 
 from .backend import BackendUnavailable
-from .loss.clip import clip_loss
+from .loss.clip import begin_clip_gather, clip_loss
 from .loss.distill import distill_clip_loss
 from .loss.distributed import BatchAgreement
 from .loss.modules import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
@@ -20,6 +20,7 @@ __all__ = [
     "DistillClipLoss",
     "SigLipLoss",
     "attention",
+    "begin_clip_gather",
     "clip_loss",
     "distill_clip_loss",
     "patch_embed",

@@ -47,7 +47,21 @@ class Collectives(TorchDispatchMode):
                 )
             )
             self.trace.append(f"comm: {name}")
+        body = body_of(func)
+        if body is not None:
+            with self:
+                return body(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def body_of(op: Any) -> Any:
+    """The function behind a custom op of ours, whose insides a dispatch mode does not see; else None."""
+    if op.namespace != "fastclip_kernels":
+        return None
+    from torch._library.custom_ops import _maybe_get_opdef
+
+    definition: Any = _maybe_get_opdef(op)
+    return definition._init_fn
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ a term that carries the wrong rank's upstream gradient shows.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import warnings
 from typing import Any
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 import fastclip_kernels
 from fastclip_kernels.loss import distributed
+from tests.distributed.collectives import Collectives
 from tests.distributed.launch import run_ranks
 from tests.kernels.parity import Case, compare, failures, load_reference
 
@@ -94,6 +96,7 @@ def everything(rank: int, world_size: int, seed: int) -> dict[str, Any]:
         "bytes": bytes_received(rank, world_size),
         "agreement": agreement_errors(rank, world_size),
         "ddp": ddp_parameters(rank, world_size, seed),
+        "begun": losses_with_images_begun(rank, world_size, seed),
     }
 
 
@@ -222,6 +225,71 @@ def test_features_travel_once_and_their_gradients_never(two_ranks):
         assert counts["forward, autocast True"] == features / 2
         for amp in (False, True):
             assert 0 < counts[f"backward, autocast {amp}"] <= features / 100, counts
+
+
+# what `begin` is given: how many gathers it starts, and how many of them are of no use
+BEGUN = {
+    "these images": (1, 0),
+    "other images": (2, 2),
+    "images changed since": (1, 1),
+    "another autocast": (1, 1),
+}
+
+
+def losses_with_images_begun(rank: int, world_size: int, seed: int) -> dict[str, Any]:
+    """By case: whether loss and gradients have the bits they have without `begin`, how many
+    collectives it issued, and how many gathers more than without it there were in all.
+    """
+    generator = torch.Generator().manual_seed(seed + rank)
+    found = {}
+    for (local, grad), (dtype, amp), exchange in itertools.product(PAIRS, DTYPES, ["auto", "ring"]):
+        flags = {"local_loss": local, "gather_with_grad": grad, "exchange": exchange}
+        loss = fastclip_kernels.ClipLoss(**flags, rank=rank, world_size=world_size)
+        first, image, text = (
+            torch.randn(5, 16, dtype=dtype, generator=generator).requires_grad_() for _ in range(3)
+        )
+
+        def call(begun: str | None, loss=loss, first=first, image=image, text=text, amp=amp):
+            images = image.clone()
+            with Collectives() as seen, torch.autocast("cpu", amp, enabled=amp is not None):
+                if begun == "these images":
+                    loss.begin(images)
+                elif begun == "other images":
+                    loss.begin(first)
+                    loss.begin(first.clone())
+                elif begun == "images changed since":
+                    loss.begin(images)
+                    with torch.no_grad():
+                        images.mul_(1)
+                elif begun == "another autocast":
+                    with torch.autocast("cpu", torch.float16):
+                        loss.begin(images)
+                ahead = len(seen.calls)
+                value = loss(images, text, 3.0)
+            gathers = len(seen.named("_allgather_base_"))
+            return value, *torch.autograd.grad(value, (image, text)), (ahead, gathers)
+
+        for each in (None, *BEGUN):  # ranks agree on the shapes first
+            call(each)
+        *plain, (_, usual) = call(None)
+        for begun in BEGUN:
+            *results, (ahead, gathers) = call(begun)
+            same = all(torch.equal(a, b) for a, b in zip(plain, results, strict=True))
+            case = f"{begun} {local} {grad} {dtype} {amp} {exchange}"
+            found[case] = (same, ahead, gathers - usual)
+    return found
+
+
+def test_images_that_were_sent_ahead_change_no_bit(two_ranks):
+    for found in (each["begun"] for each in two_ranks):
+        for case, (same, *counts) in found.items():
+            assert same, case
+            wanted = next(BEGUN[begun] for begun in BEGUN if case.startswith(begun))
+            if case.endswith("ring"):
+                wanted = (0, 0)
+            elif case.startswith("another autocast") and "float64" in case:
+                wanted = (1, 0)  # which autocast leaves alone
+            assert tuple(counts) == wanted, case
 
 
 def ddp_parameters(rank: int, world_size: int, seed: int) -> dict[str, float]:

@@ -58,6 +58,9 @@ def opcheck_across_ranks(rank: int, world_size: int) -> None:
             how = (torch.float32, "torch", world.name)
             flags = (local, grad, ring)
             opcheck(clip_ranks, (image, text, scale, *how, 0, *flags))
+            if not ring:
+                gathered = distributed.gather(image.detach(), world)
+                opcheck(clip_ranks, (image, text, scale, *how, 0, *flags, gathered))
             with torch.no_grad():
                 saved = clip_ranks(image, text, scale, *how, 0, *flags)[1:]
                 constants = [torch.tensor(1.0), *(x.detach() for x in (image, text, scale))]

@@ -18,7 +18,7 @@ from .checks import as_scalar, check_features, product_dtype
 from .clip_alone import clip_alone
 from .clip_ranks import clip_ranks
 from .clip_small import clip_small
-from .distributed import BatchAgreement, join_world
+from .distributed import BatchAgreement, BegunGather, World, agree, join_world
 
 OP = "clip_loss"
 
@@ -42,6 +42,7 @@ def clip_loss(
     exchange: Exchange = "auto",
     backend: BackendName = "auto",
     agreement: BatchAgreement | None = None,
+    begun: BegunGather | None = None,
 ) -> Tensor:
     """The mean of the image-to-text and text-to-image cross-entropies of scale·I·Tᵀ, 0-dim.
 
@@ -62,7 +63,8 @@ def clip_loss(
 
     A bias shifts all logits alike and cancels: it changes neither value nor gradients; its own
     gradient is 0. `agreement` holds the batch size that the ranks agreed on; without it, there is
-    one for each group. Not differentiable twice.
+    one for each group. `begun` is what `begin_clip_gather` gave for these images, if it was called;
+    with other images it is of no use, and no harm. Not differentiable twice.
 
     Raises:
         ValueError, TypeError: an argument is unusable, or ranks bring different shapes (see
@@ -86,13 +88,43 @@ def clip_loss(
         else:
             loss = clip_alone(image_features, text_features, scale, dtype, chosen)[0]
     else:
-        gathered = world.size * image_features.numel() * dtype.itemsize
-        ring = exchange == "ring" or (exchange == "auto" and gathered > RING_BYTES)
+        gathered = None if begun is None else begun.finish(image_features, dtype, world)
+        ring = gathered is None and _takes_ring(exchange, image_features, dtype, world)
         key = 0 if agreement is None else agreement.key
         loss = clip_ranks(
             image_features, text_features, scale, dtype, chosen, world.name, key,
-            local_loss, gather_with_grad, ring,
+            local_loss, gather_with_grad, ring, gathered,
         )[0]  # fmt: skip
     if logit_bias is not None:
         loss = loss + 0 * as_scalar(OP, "logit_bias", logit_bias, image_features)
     return loss
+
+
+def begin_clip_gather(
+    image_features: Tensor,  # (B, D)
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    group: Any = None,
+    exchange: Exchange = "auto",
+    agreement: BatchAgreement | None = None,
+) -> BegunGather | None:
+    """Send the images to all ranks while the texts are still computed, to be given to `clip_loss`.
+
+    A collective: all ranks call it, at the same place among their collectives, under the autocast
+    that the loss will run under. The loss is the same to the bit. None where there is nothing to
+    send ahead: a single process, a ring. Arguments and errors as those of `clip_loss`.
+    """
+    check_features(OP, ("image_features", "image_features"), image_features, image_features)
+    world = join_world(OP, rank, world_size, group)
+    dtype = product_dtype(image_features)
+    if world is None or _takes_ring(exchange, image_features, dtype, world):
+        return None
+    rows = image_features.detach().to(dtype)
+    agree(OP, agreement, rows, world)
+    return BegunGather(image_features, rows, world)
+
+
+def _takes_ring(exchange: Exchange, features: Tensor, dtype: torch.dtype, world: World) -> bool:
+    gathered = world.size * features.numel() * dtype.itemsize
+    return exchange == "ring" or (exchange == "auto" and gathered > RING_BYTES)

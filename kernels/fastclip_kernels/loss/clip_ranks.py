@@ -47,10 +47,12 @@ def clip_ranks(
     local_loss: bool,
     gather_with_grad: bool,
     ring: bool,
+    gathered: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss (), its derivative by the scale (), sums (2, 3, b), all images (N, D), all texts (N, D)).
 
-    The last two are empty in a ring. `agreement` as `distributed.check_agreement` takes it.
+    The last two are empty in a ring, and the images where they were `gathered` before; no ring then.
+    `agreement` as `distributed.check_agreement` takes it.
     """
     world = world_named(group)
     with op_body(image):
@@ -67,11 +69,15 @@ def clip_ranks(
                 columns.add(images, at)
         else:
             all_texts, texts_work = start_gather(text, world)
-            all_images, images_work = start_gather(image, world)
+            if gathered is not None:  # used while the texts are on their way
+                columns.add(gathered, 0)
+            else:
+                all_images, images_work = start_gather(image, world)
             texts_work.wait()
             rows.add(all_texts, 0)
-            images_work.wait()
-            columns.add(all_images, 0)
+            if gathered is None:
+                images_work.wait()
+                columns.add(all_images, 0)
         of_rows, of_columns = rows.finish(), columns.finish()
         totals = torch.stack(
             [
@@ -100,14 +106,16 @@ def _(
     local_loss: bool,
     gather_with_grad: bool,
     ring: bool,
+    gathered: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    everyone = (0 if ring else world_named(group).size * len(image), image.shape[1])
+    everyone = 0 if ring else world_named(group).size * len(image)
+    images = everyone if gathered is None else 0
     return (
         scale.new_empty(()),
         scale.new_empty(()),
         scale.new_empty(2, 3, len(image)),
-        image.new_empty(everyone, dtype=dtype),
-        image.new_empty(everyone, dtype=dtype),
+        image.new_empty(images, image.shape[1], dtype=dtype),
+        image.new_empty(everyone, image.shape[1], dtype=dtype),
     )
 
 
@@ -259,22 +267,24 @@ def _terms(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image, text, scale, ctx.dtype, ctx.backend, ctx.group, _, *ctx.flags = inputs
-    ctx.save_for_backward(image, text, scale, *output[1:])
+    image, text, scale, ctx.dtype, ctx.backend, ctx.group, _, *ctx.flags, gathered = inputs
+    by_scale, sums, all_images, all_texts = output[1:]
+    images = all_images if gathered is None else gathered
+    ctx.save_for_backward(image, text, scale, by_scale, sums, images, all_texts)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 10
+        return (None,) * 11
     image, text, scale, by_scale, sums, all_images, all_texts = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:3]
     gradients = clip_ranks_backward(
         upstream, image, text, scale, by_scale, sums, all_images, all_texts,
         ctx.dtype, ctx.backend, ctx.group, *ctx.flags, *wanted[:2],
     )  # fmt: skip
-    return (*(g if w else None for g, w in zip(gradients, wanted, strict=True)), *(None,) * 7)
+    return (*(g if w else None for g, w in zip(gradients, wanted, strict=True)), *(None,) * 8)
 
 
 clip_ranks.register_autograd(_backward, setup_context=_setup)

@@ -132,6 +132,31 @@ def start_gather(rows: Tensor, world: World) -> tuple[Tensor, Any]:
     return everyone, _all_gather(everyone, rows.contiguous(), world)
 
 
+class BegunGather:
+    """Features on their way to all ranks while something else is computed, for one call of a loss."""
+
+    def __init__(self, features: Tensor, rows: Tensor, world: World) -> None:
+        self._features, self._version = features, features._version
+        self._rows, self._world = rows, world
+        self._everyone, self._work = start_gather(rows, world)
+
+    def finish(self, features: Tensor, dtype: torch.dtype, world: World) -> Tensor | None:
+        """All ranks' rows, once they are there; None if it was not these features that were sent, as
+        they are now and rounded to `dtype`, so that they are still to be gathered.
+
+        All ranks must come to the same answer, as the same program on each does.
+        """
+        self.wait()
+        same = features is self._features and features._version == self._version
+        return (
+            self._everyone if same and (dtype, world) == (self._rows.dtype, self._world) else None
+        )
+
+    def wait(self) -> None:
+        """End the collective, whose result nobody may want."""
+        self._work.wait()
+
+
 def _all_gather(everyone: Tensor, rows: Tensor, world: World) -> Any:
     # renamed in torch 2.14, which warns of the old name
     collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BackendName, resolve
-from .clip import Exchange, clip_loss
+from .clip import Exchange, begin_clip_gather, clip_loss
 from .distill import distill_clip_loss
-from .distributed import BatchAgreement
+from .distributed import BatchAgreement, BegunGather
 from .siglip import DistImpl, siglip_loss
 
 
@@ -59,6 +59,24 @@ class ClipLoss(nn.Module):
         self.backend: BackendName = backend
         self.exchange: Exchange = exchange
         self.agreement = BatchAgreement()
+        self._begun: BegunGather | None = None
+
+    def begin(self, image_features: Tensor) -> None:
+        """Send the images to all ranks while the texts are still computed; ours, not open_clip's.
+
+        The next `forward`, given this tensor, uses what was sent; given another one it sends that,
+        as if `begin` had not been called. Never needed, and the same result to the bit; see
+        `begin_clip_gather` for what ranks must keep to.
+        """
+        if self._begun is not None:
+            self._begun.wait()
+        self._begun = begin_clip_gather(
+            image_features,
+            rank=self.rank,
+            world_size=self.world_size,
+            exchange=self.exchange,
+            agreement=self.agreement,
+        )
 
     def forward(
         self,
@@ -78,6 +96,7 @@ class ClipLoss(nn.Module):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float | None = None,
     ) -> Tensor:
+        begun, self._begun = self._begun, None
         return clip_loss(
             image_features,
             text_features,
@@ -90,6 +109,7 @@ class ClipLoss(nn.Module):
             exchange=self.exchange,
             backend=self.backend,
             agreement=self.agreement,
+            begun=begun,
         )
 
 
@@ -152,6 +172,9 @@ class DistillClipLoss(ClipLoss):
     """
 
     exchanges = ("auto", "gather")
+
+    def begin(self, image_features: Tensor) -> None:
+        """Nothing: here features travel with their gradients."""
 
     def forward(  # type: ignore[override]  # the reference's signature
         self,
