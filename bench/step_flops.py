@@ -10,10 +10,7 @@ those of --train-data (default: the bundled demo shards); other means are the sa
 from __future__ import annotations
 
 import argparse
-import glob
-import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,39 +19,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastclip
+from bench.captions import DEMO, caption_lengths, stretched
 from bench.loss_peers import reference_losses
 from fastclip.data.batch import PackedText
 from fastclip.data.packing import PackRule, TextPacker, rows_for
 from fastclip_kernels import ClipLoss, flops
 
-DEMO = str(Path(fastclip.__file__).parent / "demo" / "train-*.tar")
 MEAN_LENGTHS = (11, 20, 35, 77)
-
-
-def caption_lengths(pattern: str, model: str) -> np.ndarray:
-    """Tokens of every caption in those tar files, up to and with the end of text."""
-    captions = []
-    for path in sorted(glob.glob(pattern)):
-        with tarfile.open(path) as shard:
-            captions += [
-                reader.read().decode("utf-8", "replace")
-                for member in shard
-                if member.name.endswith(".txt") and (reader := shard.extractfile(member))
-            ]
-    if not captions:
-        raise SystemExit(f"--train-data {pattern}: no captions (.txt members) there")
-    ids = fastclip.get_tokenizer(model)(captions)
-    return PackRule(eos_id=None).lengths(ids.numpy())
-
-
-def stretched(lengths: np.ndarray, mean: float, context_length: int) -> np.ndarray:
-    """The same captions longer or shorter, so that their mean is as given to within half a token."""
-    low, high = 0.0, 100.0
-    for _ in range(60):
-        factor = (low + high) / 2
-        new = np.clip(np.rint(lengths * factor), 2, context_length).astype(np.int64)
-        low, high = (factor, high) if new.mean() < mean else (low, factor)
-    return new
 
 
 def _counted(step: Callable[[], Tensor]) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from bench.step_flops import DEMO, caption_lengths, our_flops, reference_flops, stretched
+from bench.captions import DEMO, caption_lengths, stretched, stretched_ids
+from bench.step_flops import our_flops, reference_flops
 
 MODEL = "ViT-B-32-256"
 
@@ -33,3 +35,17 @@ def test_stretched_captions(lengths):
         assert (
             np.diff(new[np.argsort(lengths)]) >= 0
         ).all()  # longer captions stay the longer ones
+
+
+def test_captions_said_again_keep_their_beginning_and_end():
+    ids = torch.zeros(3, 20, dtype=torch.int64)
+    ids[0, :5] = torch.tensor([90, 4, 5, 6, 99])
+    ids[1, :2] = torch.tensor([90, 99])  # no words at all
+    ids[2, :9] = torch.tensor([90, 1, 2, 3, 4, 5, 6, 7, 99])
+    for mean in (3, 8, 12):
+        new = stretched_ids(ids, mean)
+        lengths = new.argmax(dim=1) + 1
+        assert abs(lengths.double().mean() - mean) < 1
+        assert (new[:, 0] == 90).all()
+        assert (new.max(dim=1).values == 99).all()
+        assert ((new > 0).sum(dim=1) == lengths).all()

@@ -158,9 +158,7 @@ def test_decided_from_the_config(case: str, towers: tuple[str, ...]) -> None:
     assert model.prune_last_block() == towers
     rows: list[int] = []
     for tower in (model.visual.transformer, model.transformer):
-        tower.blocks[-1].mlp.c_fc.register_forward_hook(
-            lambda m, i, o: rows.append(o[..., 0].numel())
-        )
+        tower.blocks[-1].mlp.register_forward_hook(lambda m, i, o: rows.append(o[..., 0].numel()))
     images, text = _inputs(model, 0)
     model(images, text)
     tokens = (3 * 17, 3 * 13)

@@ -87,7 +87,9 @@ def test_said_once_with_the_bytes(caplog: pytest.LogCaptureFixture) -> None:
 def test_models_of_open_clip_recompute_all(caplog: pytest.LogCaptureFixture) -> None:
     calls = []
     model = SimpleNamespace(
-        prune_last_block=lambda: (), set_grad_checkpointing=lambda: calls.append("full")
+        prune_last_block=lambda: (),
+        fuse_patch_embed=lambda: False,
+        set_grad_checkpointing=lambda: calls.append("full"),
     )
     config = our_config([*FLAGS, "--grad-checkpointing"])
     prepare_for_training(model, config.model)

@@ -1,0 +1,118 @@
+"""One training step of either trainer on a batch that is already on the device: what benchmarks run again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], Any]
+
+
+def our_step(
+    flags: Sequence[str],
+    images: Tensor,  # uint8 (B, H, W, 3), on the device
+    texts: Tensor,  # int64 (B, L), on the CPU, where the loader packs
+) -> Step:
+    """The trainer's own step, put together as `train/setup.py` does."""
+    from fastclip.config.parse import parse_args
+    from fastclip.config.resolve import resolve
+    from fastclip.data.batch import Batch, PackedText
+    from fastclip.data.packing import TextPacker, rows_for
+    from fastclip.model.factory import create_training_model
+    from fastclip.optim.build import build_optimizer
+    from fastclip.optim.update import Update
+    from fastclip.train.attention import set_up_attention
+    from fastclip.train.distributed import World
+    from fastclip.train.losses import make_loss
+    from fastclip.train.packed_captions import choose_packing
+    from fastclip.train.precision import autocast_factory, input_dtype
+    from fastclip.train.recompute_choice import recompute_less_if_it_fits
+    from fastclip.train.setup import prepare_for_training
+    from fastclip.train.step import Forward, PlainStep
+
+    config, world = resolve(parse_args(flags)), World(device=images.device)
+    model: Any = create_training_model(
+        config.model, precision=config.precision, device=world.device, siglip=False
+    )
+    prepare_for_training(model, config.model)
+    rule, packer = choose_packing(model, None, config), None
+    set_up_attention(
+        model, None, config, world.device, packed=rule is not None, teacher_packed=False
+    )
+    batch = Batch(images, texts.to(images.device))
+    if rule is not None:
+        packer = TextPacker(rule, rows_for(rule.lengths(texts.numpy()), *texts.shape))
+        ids, positions, starts, ends, _ = packer(texts)
+        on_device = (each.to(images.device) for each in (ids, positions, starts, ends))
+        batch = Batch(images, PackedText(*on_device))
+    loader: Any = SimpleNamespace(packer=packer)
+    recompute_less_if_it_fits(model, None, loader, config, world)
+    update = Update(
+        build_optimizer(config.optim, model),
+        model.logit_scale,
+        clip_norm=config.optim.grad_clip_norm,
+        scaler=None,
+        nonfinite=config.optim.nonfinite,
+    )
+    step = PlainStep(
+        Forward(model.train(), None, input_dtype(config.precision)),
+        make_loss(config.loss, world, captions=False),
+        update,
+        autocast_factory(config.precision, world.device),
+    )
+    return lambda: step([batch])
+
+
+def reference_step(
+    flags: Sequence[str],
+    images: Tensor,  # uint8 (B, H, W, 3), on the device
+    texts: Tensor,  # int64 (B, L)
+    *,
+    compiled: bool = False,
+) -> Step:
+    """OpenCLIP's model, loss and optimiser, as its `train_one_epoch` joins them; checkpointed where `flags` say so."""
+    import open_clip
+    from open_clip_train import params
+    from open_clip_train.precision import get_autocast
+
+    args, device = params.parse_args(list(flags)), images.device
+    model: Any = open_clip.create_model(
+        args.model, precision=args.precision, device=device, output_dict=True
+    ).train()
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing()
+    mean, std = (
+        torch.tensor(v, device=device).view(3, 1, 1)
+        for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    # as its loader hands them on
+    pixels = ((images.permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+    texts = texts.to(device)
+    loss = open_clip.ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True)
+    plain = ("bias", "ln", "bn", "logit_scale")
+    named = list(model.named_parameters())
+    kept = [p for n, p in named if p.ndim < 2 or any(part in n for part in plain)]
+    decayed = [p for n, p in named if p.ndim >= 2 and not any(part in n for part in plain)]
+    optimizer = torch.optim.AdamW(
+        [{"params": kept, "weight_decay": 0.0}, {"params": decayed, "weight_decay": args.wd}],
+        lr=args.lr,
+        betas=(args.beta1, args.beta2),
+        eps=args.eps,
+    )
+    autocast = get_autocast(args.precision, device_type=device.type)
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast():
+            total = sum(loss(**forward(pixels, texts), output_dict=True).values())
+        total.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6052)
+
+    return step
