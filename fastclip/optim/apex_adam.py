@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fastclip.errors import EnvironmentProblem
+from fastclip.errors import EnvironmentProblem, UserError
 from fastclip.optional import find
 
 _REMEDY = (
@@ -30,8 +30,16 @@ def build_apex_adam(
     betas: tuple[float, float],
     eps: float,
 ) -> Optimizer:
-    """FusedAdam in AdamW's mode. EnvironmentProblem where it is not NVIDIA's, or does not run there."""
-    device = next(p.device for group in groups for p in group["params"])
+    """FusedAdam in AdamW's mode.
+
+    EnvironmentProblem where it is not NVIDIA's, or does not run there; UserError for an empty group.
+    """
+    if not all(group["params"] for group in groups):
+        raise UserError(
+            "--optimizer-impl apex: everything that is decayed is locked, and apex takes no empty group; "
+            "drop the flag"
+        )
+    device = groups[0]["params"][0].device
     found = _fused_adam(device)
     if isinstance(found, str):
         raise EnvironmentProblem(f"--optimizer-impl apex: {found}. {_REMEDY}")

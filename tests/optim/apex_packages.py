@@ -37,6 +37,7 @@ class FusedAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
+            group["params"][0].device  # noqa: B018 - it looks at the first, so there must be one
             group["step"] = group.get("step", 0) + 1
             for p in group["params"]:
                 if p.grad is not None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastclip.config.train_config import OptimConfig
-from fastclip.errors import DataError, EnvironmentProblem
+from fastclip.errors import DataError, EnvironmentProblem, UserError
 from fastclip.optim.build import (
     build_optimizer,
     describe,
@@ -167,6 +167,15 @@ def test_a_step_that_is_not_finite_changes_and_counts_nothing(seed: int) -> None
     assert update.read_skips() == (1, 1)
     step(torch.randn(5, 4))
     assert {float(v["step"]) for v in optimizer.state_dict()["state"].values()} == {2.0}
+
+
+@pytest.mark.usefixtures("_nvidias")
+def test_a_group_without_parameters_is_refused() -> None:
+    model = Tiny()
+    model.positional_embedding.requires_grad_(False)
+    model.linear.weight.requires_grad_(False)
+    with pytest.raises(UserError, match="everything that is decayed is locked"):
+        build_optimizer(APEX, model)
 
 
 @pytest.mark.usefixtures("_nvidias")

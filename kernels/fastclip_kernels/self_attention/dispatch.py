@@ -191,7 +191,7 @@ def find_module(name: str) -> ModuleType | str:
     """The module `name`, or the reason in words why it cannot be used.
 
     A compiled extension built for another torch raises whatever it likes at import, so every exception
-    counts as "cannot be used".
+    counts as "cannot be used". Looked for once: attention may be chosen in every call.
     """
     try:
         return importlib.import_module(name)
