@@ -12,7 +12,7 @@ What each keeps in bytes: `activation_bytes.py`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -84,21 +84,18 @@ class _ProductOfRecomputed(torch.autograd.Function):
         with torch.enable_grad(), ctx.autocast or contextlib.nullcontext():
             operand = ctx.again(x)
         rows = grad.flatten(0, -2)
-        d_weight = d_bias = None
+        d_weight = d_bias = None  # autograd casts both to their parameter's dtype
         if needs_weight:
             d_weight = rows.t() @ operand.detach().flatten(0, -2).to(grad.dtype)
-            d_weight = d_weight.to(weight.dtype)
         if needs_bias:
-            d_bias = rows.sum(0)  # autograd casts it
-        leaves = [x, *parameters]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found: dict[int, Tensor] = {}
-        if wanted:
+            d_bias = rows.sum(0)
+        leaves = (x, *parameters)
+        gradients: Iterator[Tensor] = iter(())
+        if operand.requires_grad:
             d_operand = (rows @ weight.to(grad.dtype)).view(operand.shape).to(operand.dtype)
-            found = dict(
-                zip(map(id, wanted), torch.autograd.grad(operand, wanted, d_operand), strict=True)
-            )
-        d_x, *d_parameters = (found.get(id(leaf)) for leaf in leaves)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            gradients = iter(torch.autograd.grad(operand, wanted, d_operand))
+        d_x, *d_parameters = (next(gradients) if leaf.requires_grad else None for leaf in leaves)
         return None, None, d_x, d_weight, d_bias, *d_parameters
 
 
