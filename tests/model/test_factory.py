@@ -9,6 +9,7 @@ import torch
 from fastclip.config.train_config import ModelConfig
 from fastclip.errors import EnvironmentProblem, UserError
 from fastclip.model import open_clip_adapter
+from fastclip.model.block import quick_gelu
 from fastclip.model.clip import CLIP, CustomTextCLIP
 from fastclip.model.factory import create_model, create_teacher, create_training_model
 from tests.model.model_pairs import TINY, tiny
@@ -61,7 +62,7 @@ def test_forced_fields():
     )
     assert isinstance(model, CustomTextCLIP)
     assert model.config.quick_gelu
-    assert model.visual.transformer.blocks[0].mlp.quick_gelu
+    assert model.visual.transformer.blocks[0].mlp.activation is quick_gelu
     assert model.visual.patch_dropout.share == 0.5
     assert (model.visual.image_size, model.context_length) == ((64, 64), 20)
     assert model.text.positional_embedding.shape[0] == 20
