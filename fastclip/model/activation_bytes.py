@@ -1,7 +1,8 @@
 """What a forward pass keeps for backward, in bytes, from shapes alone.
 
 In a block over n rows of width D, MLP width M = ratio * D, h heads, with s bytes a number of the
-residual stream and p of a matrix product's operands and results (2 and 2, 4 and 2 under autocast):
+residual stream and p of a matrix product's operands and results (under autocast p is 2, s is 2 for
+images and 4 for texts):
 
     kept for backward                              bytes            none  pointwise  full
     block's input                                  s n D              x       x       x

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastclip.model.pooled_rows import PooledRows
-from fastclip.model.recompute import Pointwise, Product, Recompute, choose, product_of
+from fastclip.model.recompute import Pointwise, Product, Projection, Recompute, choose, product_of
 from fastclip_kernels.self_attention.kinds import Attend, PackedAttention, TowerAttention
 from fastclip_kernels.self_attention.sdpa import SDPA
 
@@ -42,7 +42,7 @@ class Attention(nn.Module):
     ) -> Tensor:  # (B, T, D), or (b, D)
         if pooled is not None:
             return self._of_rows(x, norm, pooled)
-        qkv = self.product(norm, x, self.in_proj_weight, self.in_proj_bias)
+        qkv = self.product(norm, x, Projection(self.in_proj_weight, self.in_proj_bias))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).unbind(2)  # (B, T, H, D / H) each
         projected: Tensor = self.out_proj(attend(q, k, v).flatten(2))
         return projected
@@ -51,9 +51,9 @@ class Attention(nn.Module):
         width = x.shape[-1]
         weight_q, weight_kv = self.in_proj_weight.split([width, 2 * width])
         bias_q, bias_kv = self.in_proj_bias.split([width, 2 * width])
-        kv = self.product(norm, x, weight_kv, bias_kv)
+        kv = self.product(norm, x, Projection(weight_kv, bias_kv))
         k, v = kv.view(*kv.shape[:2], 2, self.heads, -1).unbind(2)
-        q = self.product(norm, pooled.pick(x), weight_q, bias_q)
+        q = self.product(norm, pooled.pick(x), Projection(weight_q, bias_q))
         out = pooled.attend(q.view(q.shape[0], self.heads, -1), k, v)  # (b, H, D / H)
         projected: Tensor = self.out_proj(out.flatten(1))
         return projected
@@ -82,8 +82,8 @@ class MLP(nn.Module):
         x: Tensor,  # (..., D), as the result
         norm: Pointwise,  # of x, before the products
     ) -> Tensor:
-        x = self.product(norm, x, self.c_fc.weight, self.c_fc.bias)
-        return self.product(self.activation, x, self.c_proj.weight, self.c_proj.bias)
+        x = self.product(norm, x, self.c_fc)
+        return self.product(self.activation, x, self.c_proj)
 
 
 class LayerScale(nn.Module):

@@ -12,8 +12,8 @@ What each keeps in bytes: `activation_bytes.py`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,34 +24,59 @@ from torch.utils.checkpoint import checkpoint
 Recompute = Literal["none", "pointwise", "full"]  # in the order of falling memory
 
 Pointwise = Callable[[Tensor], Tensor]  # a norm or an activation
-Product = Callable[[Pointwise, Tensor, Tensor, Tensor], Tensor]
 RunBlock = Callable[..., Tensor]  # (block, *arguments of the block)
+
+
+class Linear(Protocol):
+    """nn.Linear, or a weight and a bias that are no module."""
+
+    @property
+    def weight(self) -> Tensor: ...  # (N, K)
+
+    @property
+    def bias(self) -> Tensor: ...  # (N,)
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+class Projection(NamedTuple):
+    """A linear layer made of two tensors."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+Product = Callable[[Pointwise, Tensor, Linear], Tensor]
 
 
 def product_of(
     pointwise: Pointwise,
     x: Tensor,  # (..., K)
-    weight: Tensor,  # (N, K)
-    bias: Tensor,  # (N,)
+    linear: Linear,
 ) -> Tensor:  # (..., N)
     """linear(pointwise(x)); both operands of the product stay in memory."""
-    return F.linear(pointwise(x), weight, bias)
+    return linear(pointwise(x))
 
 
-def product_of_recomputed(pointwise: Pointwise, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def product_of_recomputed(pointwise: Pointwise, x: Tensor, linear: Linear) -> Tensor:
     """The same, bit for bit, that keeps x for backward and not pointwise(x) beside it.
 
     A compiler that sees forward and backward decides such things by itself, and so gets the plain
     form.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return product_of(pointwise, x, weight, bias)
+        return product_of(pointwise, x, linear)
     parameters: Iterable[Tensor] = ()
     again = pointwise
     if isinstance(pointwise, nn.Module):
         # hooks on the module see its forward pass once, as without
         parameters, again = pointwise.parameters(), pointwise.forward
-    out: Tensor = _ProductOfRecomputed.apply(pointwise, again, x, weight, bias, *parameters)
+    out: Tensor = _ProductOfRecomputed.apply(
+        pointwise, again, linear, x, linear.weight, linear.bias, *parameters
+    )
     return out
 
 
@@ -61,8 +86,9 @@ class _ProductOfRecomputed(torch.autograd.Function):
         ctx: Any,
         pointwise: Pointwise,
         again: Pointwise,  # the same for backward
+        linear: Linear,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor,  # its own, as `bias`: what autograd is to know of is an argument
         bias: Tensor,
         *parameters: Tensor,  # of `pointwise`
     ) -> Tensor:
@@ -73,33 +99,30 @@ class _ProductOfRecomputed(torch.autograd.Function):
             ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
         ctx.again = again
         ctx.save_for_backward(x, weight, *parameters)
-        return F.linear(pointwise(x), weight, bias)
+        return linear(pointwise(x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, weight, *parameters = ctx.saved_tensors
-        _, _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        _, _, _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         x = saved.detach().requires_grad_(needs_x)
         with torch.enable_grad(), ctx.autocast or contextlib.nullcontext():
             operand = ctx.again(x)
         rows = grad.flatten(0, -2)
-        d_weight = d_bias = None
+        d_weight = d_bias = None  # autograd casts both to their parameter's dtype
         if needs_weight:
             d_weight = rows.t() @ operand.detach().flatten(0, -2).to(grad.dtype)
-            d_weight = d_weight.to(weight.dtype)
         if needs_bias:
-            d_bias = rows.sum(0)  # autograd casts it
-        leaves = [x, *parameters]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found: dict[int, Tensor] = {}
-        if wanted:
+            d_bias = rows.sum(0)
+        leaves = (x, *parameters)
+        gradients: Iterator[Tensor] = iter(())
+        if operand.requires_grad:
             d_operand = (rows @ weight.to(grad.dtype)).view(operand.shape).to(operand.dtype)
-            found = dict(
-                zip(map(id, wanted), torch.autograd.grad(operand, wanted, d_operand), strict=True)
-            )
-        d_x, *d_parameters = (found.get(id(leaf)) for leaf in leaves)
-        return None, None, d_x, d_weight, d_bias, *d_parameters
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            gradients = iter(torch.autograd.grad(operand, wanted, d_operand))
+        d_x, *d_parameters = (next(gradients) if leaf.requires_grad else None for leaf in leaves)
+        return None, None, None, d_x, d_weight, d_bias, *d_parameters
 
 
 def run_plainly(block: Callable[..., Tensor], *arguments: Any) -> Tensor:

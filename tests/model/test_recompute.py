@@ -120,10 +120,23 @@ def test_the_second_time_is_under_the_same_autocast(seed):
     for product in (product_of, product_of_recomputed):
         x.grad = linear.weight.grad = None
         with torch.autocast("cpu", torch.bfloat16):
-            out = product(lambda x: x @ mix, x, linear.weight, linear.bias)
+            out = product(lambda x: x @ mix, x, linear)
         out.float().square().sum().backward()
         gradients.append((x.grad, linear.weight.grad))
     assert all(map(same, *gradients))
+
+
+def test_hooks_on_modules_see_forward_once(seed):
+    counts = {}
+    for way in ("none", "pointwise"):
+        stack, calls = CASES["plain"].stack(seed), []
+        stack.set_recompute(way)
+        for name, module in stack.named_modules():
+            module.register_forward_hook(lambda m, i, o, name=name, calls=calls: calls.append(name))
+        stack(torch.randn(2, 5, 32)).sum().backward()
+        counts[way] = calls
+    assert counts["pointwise"] == counts["none"]
+    assert counts["none"].count("resblocks.1.mlp.c_fc") == 1
 
 
 def test_what_was_changed_in_between_is_an_error(seed):
