@@ -88,6 +88,7 @@ def embed_raw(parts: StemParts, images: Tensor) -> Tensor:
         parts.positional_embedding,
         mean=parts.pixels.mean,
         std=parts.pixels.std,
+        bias=parts.conv1.bias,
         kept=parts.patch_dropout.kept(len(images), patches, images.device),
     )
 

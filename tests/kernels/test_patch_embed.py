@@ -57,20 +57,14 @@ def seed():
     return seed
 
 
-def cases_of(patch: int, width: int, dtype: torch.dtype) -> list[PatchCase]:
-    whole = PatchCase(patch, width, dtype)
-    return [whole, replace(whole, grid=(4, 3), kept=5, bias=True)]
-
-
 @pytest.mark.parametrize(("patch", "width"), patches_and_widths())
 def test_as_exact_as_the_reference_for_every_model(patch, width, seed):
     """And more exact on average, in float32, bfloat16 and under autocast to bfloat16."""
-    for dtype, autocast in ((FP32, None), (BF16, None), (FP32, BF16)):
-        found = []
-        for case in cases_of(patch, width, dtype):
-            case = replace(case, autocast=autocast)
-            found += compare(case, patch_embed, seed)
-            assert not failures(case, found)
+    whole = PatchCase(patch, width, FP32)
+    some = replace(whole, grid=(4, 3), kept=5, bias=True)
+    for case in (some, replace(whole, dtype=BF16), replace(some, autocast=BF16)):
+        found = compare(case, patch_embed, seed)
+        assert not failures(case, found)
         assert statistics.geometric_mean(ratios(found)) <= 1
 
 
@@ -87,10 +81,12 @@ def test_tokens_in_bfloat16_are_closer_than_the_references(patch, width, dtype, 
 
 def some_cases(dtype: torch.dtype) -> list[PatchCase]:
     small = replace(SMALL, dtype=dtype)
+    # of a single column nothing but float64 tells: few numbers round by luck
+    fewest = replace(small, dtype=FP64, kept=4, width=1, patch=1, spare=0)
     return [
         small,
+        fewest,
         replace(small, kept=1, batch=1),
-        replace(small, kept=4, width=1, patch=1, spare=0),
         replace(small, grid=(1, 1), spare=0, bias=False),
         *(replace(small, layout=layout) for layout in ("planes", "cut out", "columns")),
         *(replace(small, layout="cut out", kept=kept) for kept in (2, 6)),
