@@ -254,7 +254,7 @@ def _terms(
         largest = upstreams.abs().max()
         relative = torch.where(largest == 0, upstreams, upstreams / largest)
         factor, own = largest / (2 * pairs), relative[world.rank]
-        weights = relative.repeat_interleave(pairs)
+        weights = relative.unsqueeze(1).expand(-1, pairs).flatten()
     both = -own * (rows.missed + columns.missed)
     return _Terms(
         factor,
