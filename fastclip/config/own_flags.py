@@ -104,8 +104,8 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             choices=list(get_args(AttentionBackend)),
             default="auto",
             help="attention of both towers, a named one never replaced: sdpa is torch's, with a mask over "
-            "packed captions; varlen torch's kernel for packed captions, and sdpa for the rest; auto the "
-            "fastest that is here, and the log says which and why",
+            "packed captions; sdpa-fp32 the same, half precision widened, for CPUs; varlen torch's kernel for "
+            "packed captions, and sdpa for the rest; auto the fastest that is here, and the log says which and why",
         ),
         add(
             "--optimizer-impl",

@@ -9,7 +9,7 @@ images and 4 for texts):
     its statistics and norm                        8 n + p n D        x
     queries, keys, values                          3 p n D            x       x
     attention: result, log-sum-exps                p n D + 4 n h      x       x
-    attention by a mask: the mask                  p * its size       x       x
+    attention by a mask: torch's copy of it        p * its size       x       x
     stream between attention and MLP               s n D              x       x
     its statistics and norm                        8 n + p n D        x
     MLP: before the activation                     p n M              x       x
@@ -36,7 +36,7 @@ from fastclip.model.clip import CLIP, CustomTextCLIP
 from fastclip.model.patch_dropout import PatchDropout
 from fastclip.model.precision import LayerNormFp32
 from fastclip.model.recompute import Recompute
-from fastclip_kernels.self_attention.sdpa import masked
+from fastclip_kernels.self_attention import sdpa, widened
 
 Picking = Literal["view", "copy", "packed"]  # how the pooled rows are had from all rows
 
@@ -75,7 +75,8 @@ class Stack:
     input: int  # bytes of a number of the first block's input
     quick_gelu: bool
     layer_scale: bool
-    mask: int  # numbers in the attention mask; 0: none
+    mask: int  # bytes of the attention mask, which serves all blocks; 0: none
+    mask_copy: int  # bytes of each block's copy of it
     last: Picking | None  # of the last block's rows, if it computes no others
 
     @property
@@ -90,8 +91,8 @@ class Stack:
             return 0
         total = (self.blocks - 1) * self.block(way)
         total += self.block(way) if self.last is None else self._last_block(way, self.last)
-        if way == "full":
-            total += self.mask  # as it was made, a byte each, for all blocks
+        if way == "full" or not self.mask_copy:
+            total += self.mask
         return total + self.rows * self.width * (self.input - self.stream)
 
     def block(self, way: Recompute) -> int:
@@ -126,8 +127,8 @@ class Stack:
         return total + self._out_projection(samples) + self._mlp(way, samples)
 
     def _attention(self, rows: int) -> int:
-        mask = self.mask if rows == self.rows else 0
-        return self.numbers.product * (rows * self.width + mask) + 4 * rows * self.heads
+        mask = self.mask_copy if rows == self.rows else 0
+        return self.numbers.product * rows * self.width + mask + 4 * rows * self.heads
 
     def _out_projection(self, rows: int) -> int:
         scaled = self.numbers.product * rows * self.width if self.layer_scale else 0
@@ -207,6 +208,7 @@ def _image_tower(model: CLIP | CustomTextCLIP, numbers: Numbers, samples: int) -
         quick_gelu=model.config.quick_gelu,
         layer_scale=config.ls_init_value is not None,
         mask=0,
+        mask_copy=0,
         last="view" if visual.transformer.prune_last_block else None,
     )
     around = 0
@@ -237,7 +239,9 @@ def _text_tower(
         picking = "packed"
     elif config.pool_type in ("first", "last"):
         picking = "view"
-    by_mask = packed and transformer.packed_attention is masked
+    mask = tokens * config.context_length if packed else 0
+    by_bytes = transformer.packed_attention is sdpa.masked  # a byte each, widened in every call
+    by_floats = transformer.packed_attention is widened.masked
     stack = Stack(
         numbers=numbers,
         blocks=trained,
@@ -249,7 +253,8 @@ def _text_tower(
         input=numbers.weights,
         quick_gelu=model.config.quick_gelu,
         layer_scale=config.ls_init_value is not None,
-        mask=tokens * config.context_length if by_mask else 0,
+        mask=mask * (1 if by_bytes else 4 if by_floats else 0),
+        mask_copy=mask * numbers.product if by_bytes else 0,
         last=picking if transformer.prune_last_block else None,
     )
     if not (trained or _is_trained(parts.ln_final)):

@@ -77,7 +77,7 @@ def describe(image: Choice, text: Choice, packed: bool) -> str:
     parts = [f"pictures by {LABELS[image.dense]}"]
     reasons = [image.dense_reason]
     if packed:
-        mask = " with a mask" if text.packed == "sdpa" else ""
+        mask = " with a mask" if text.packed.startswith("sdpa") else ""
         parts.append(f"packed captions by {LABELS[text.packed]}{mask}")
         reasons.append(text.packed_reason)
     parts.append(f"{'other captions' if packed else 'captions'} by {LABELS[text.dense]}")

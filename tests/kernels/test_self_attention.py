@@ -167,7 +167,8 @@ ALL = ("flash-attn 2", "flash-attn 3", "torch 2.14")
 @pytest.mark.parametrize(
     ("facts", "installed", "chosen", "dense_reason", "packed_reason"),
     [
-        (CPU, ALL, ("sdpa", "sdpa"), "needs a GPU, this is cpu", "needs a GPU, this is cpu"),
+        (CPU, ALL, ("sdpa-fp32", "sdpa-fp32"), "needs a GPU, this is cpu", "this is cpu"),
+        (CPU._replace(dtype=torch.float32), ALL, ("sdpa", "sdpa"), "this is cpu", "this is cpu"),
         (A100, ("torch 2.14",), ("sdpa", "varlen"), None, None),
         (A100, ALL, ("sdpa", "varlen"), None, None),
         (A100, ("flash-attn 2",), ("sdpa", "flash-attn-2"), None, "2.10 and newer have it"),

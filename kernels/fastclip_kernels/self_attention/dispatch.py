@@ -4,12 +4,14 @@ The only file of this package that looks for flash-attn, and only when it is ask
 
     backend       dense                          packed captions
     sdpa          torch's SDPA                   torch's SDPA with a mask; any device and dtype
+    sdpa-fp32     SDPA, computed in float32      the same with a mask; half precision on a CPU
     varlen        torch's SDPA                   torch's varlen_attn (torch 2.10 and newer)
     flash-attn-2  flash_attn_func                flash_attn_varlen_func
     flash-attn-3  the same of flash_attn_interface, on Hopper
 
-`auto` takes flash-attn 3 on Hopper where it can be imported. Else dense attention is SDPA, whose flash
-kernel is flash-attn 2's, and packed attention the first that can run of varlen, flash-attn-2, sdpa.
+`auto` takes sdpa-fp32 for half precision on a CPU, and flash-attn 3 on Hopper where it can be imported.
+Else dense attention is SDPA, whose flash kernel is flash-attn 2's, and packed attention the first that can
+run of varlen, flash-attn-2, sdpa.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from ..backend import BackendUnavailable
-from . import flash
+from . import flash, widened
 from .kinds import TowerAttention
 from .sdpa import SDPA
 
-Backend = Literal["sdpa", "varlen", "flash-attn-2", "flash-attn-3"]
-BackendName = Literal["auto", "sdpa", "varlen", "flash-attn-2", "flash-attn-3"]
+Backend = Literal["sdpa", "sdpa-fp32", "varlen", "flash-attn-2", "flash-attn-3"]
+BackendName = Literal["auto", "sdpa", "sdpa-fp32", "varlen", "flash-attn-2", "flash-attn-3"]
 
 LABELS: dict[Backend, str] = {
     "sdpa": "torch's SDPA",
+    "sdpa-fp32": "torch's SDPA in float32",
     "varlen": "torch's varlen_attn",
     "flash-attn-2": "flash-attn 2",
     "flash-attn-3": "flash-attn 3",
@@ -103,7 +106,10 @@ def _first(order: tuple[Backend, ...], facts: Facts) -> tuple[Backend, TowerAtte
     """The first of `order` that runs, and why those before it do not. SDPA runs everywhere."""
     none_runs = _no_flash(facts)
     if none_runs is not None:
-        return "sdpa", SDPA, none_runs
+        found = _sdpa_fp32(facts)
+        return (
+            ("sdpa", SDPA, none_runs) if isinstance(found, str) else ("sdpa-fp32", found, none_runs)
+        )
     reasons: list[str] = []
     for name in order:
         found = _FIND[name](facts)
@@ -135,6 +141,12 @@ def _is_hopper(facts: Facts) -> bool:
 
 def _sdpa(facts: Facts) -> TowerAttention:
     return SDPA
+
+
+def _sdpa_fp32(facts: Facts) -> TowerAttention | str:
+    if facts.device_type != "cpu" or facts.dtype not in (torch.float16, torch.bfloat16):
+        return "it is for half precision on a CPU"
+    return widened.missing() or widened.WIDENED
 
 
 def _varlen(facts: Facts) -> TowerAttention | str:
@@ -180,6 +192,7 @@ def _flash_attn(name: str, facts: Facts) -> TowerAttention | str:
 
 _FIND: dict[Backend, Callable[[Facts], TowerAttention | str]] = {
     "sdpa": _sdpa,
+    "sdpa-fp32": _sdpa_fp32,
     "varlen": _varlen,
     "flash-attn-2": _flash_attn_2,
     "flash-attn-3": _flash_attn_3,

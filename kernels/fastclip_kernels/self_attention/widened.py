@@ -14,12 +14,14 @@ to the true gradients than torch's own (1.7e-3 for 3.1e-3, the former being the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from ..loss.op import custom_op, op_body, refuse_second_derivative
+from ..loss.op import NAMESPACE, custom_op, op_body, refuse_second_derivative
 from .kinds import Attend, Segments, TowerAttention
 from .sdpa import block_causal_mask
 
@@ -27,7 +29,7 @@ _aten = torch.ops.aten
 
 
 def missing() -> str | None:
-    """Why this cannot run with this torch; None if it can."""
+    """Why this cannot run with this torch, whose private ops it calls; None if it can."""
     for name in ("", "_backward"):
         op = f"_scaled_dot_product_flash_attention_for_cpu{name}"
         if not hasattr(_aten, op):
@@ -115,6 +117,27 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None,
 
 
 attention_widened.register_autograd(_backward, setup_context=_save)
+
+
+_ops = getattr(torch.ops, NAMESPACE)
+
+
+def _product(q: Sequence[int]) -> int:
+    """FLOPs of scores, or of anything else of that shape."""
+    b, t, heads, w = q
+    return 2 * b * heads * t * t * w
+
+
+@register_flop_formula(_ops.attention_widened)
+def _(q: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores, and their product with the values."""
+    return 2 * _product(q)
+
+
+@register_flop_formula(_ops.attention_widened_backward)
+def _(upstream: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores again, and a product for each of their gradient, values, queries and keys."""
+    return 5 * _product(upstream)
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
