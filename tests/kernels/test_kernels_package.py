@@ -43,7 +43,7 @@ def test_imports_without_triton_and_without_the_trainer():
 
 
 def test_readme_has_snippets():
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3
 
 
 def test_readme_snippets_run_as_printed():
