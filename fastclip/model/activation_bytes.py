@@ -36,6 +36,7 @@ from fastclip.model.clip import CLIP, CustomTextCLIP
 from fastclip.model.patch_dropout import PatchDropout
 from fastclip.model.precision import LayerNormFp32
 from fastclip.model.recompute import Recompute
+from fastclip.model.stem import embed_raw
 from fastclip_kernels.self_attention import sdpa, widened
 
 Picking = Literal["view", "copy", "packed"]  # how the pooled rows are had from all rows
@@ -212,12 +213,14 @@ def _image_tower(model: CLIP | CustomTextCLIP, numbers: Numbers, samples: int) -
         last="view" if visual.transformer.prune_last_block else None,
     )
     around = 0
-    if visual.conv1.weight.requires_grad:
+    fused = visual.embed is embed_raw  # then the batch's own bytes are all that it keeps
+    if visual.conv1.weight.requires_grad and not fused:
         around += numbers.product * samples * 3 * height * width
         around += numbers.cast(visual.conv1.weight.numel())
     if visual.conv1.weight.requires_grad or _is_trained(visual.ln_pre):
-        if isinstance(dropout, PatchDropout):  # what it drops from, and the places that it keeps
-            around += numbers.product * samples * (1 + patches) * dim + 8 * samples * chosen
+        if isinstance(dropout, PatchDropout):  # the places that it keeps, and what it drops from
+            around += 8 * samples * chosen
+            around += 0 if fused else numbers.product * samples * (1 + patches) * dim
         if not config.no_ln_pre:
             around += numbers.product * rows * dim + numbers.norm_input(numbers.product, rows, dim)
     if trained or _is_trained(visual.ln_post) or visual.proj.requires_grad:

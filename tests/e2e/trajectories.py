@@ -172,10 +172,25 @@ class ReferenceLoader:
             yield normalised(images), texts
 
 
+class _WithExactLogits(nn.Module):
+    """A loss of the reference outside of autocast."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def forward(self, *, output_dict: bool, **features: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            wide = {name: each.float() for name, each in features.items()}
+            return self._loss(**wide, output_dict=output_dict)
+
+
 def reference_trajectory(
     model: nn.Module,
     batches: Sequence[tuple[Tensor, Tensor]],
     flags: Sequence[str],
+    *,
+    exact_logits: bool = False,  # of the same features, and not rounded to autocast's dtype
 ) -> Trajectory:
     args = parse_reference(flags)
     if args.lock_image:
@@ -194,6 +209,8 @@ def reference_trajectory(
     }
     losses = _Losses()
     loss = open_clip.create_loss(args)
+    if exact_logits:
+        loss = _WithExactLogits(loss)
     train_one_epoch(model, data, loss, 0, optimizer, None, schedule, None, args, tb_writer=losses)
     result.losses, result.after = losses.values, copy.deepcopy(model.state_dict())
     return result

@@ -30,6 +30,7 @@ class Case(NamedTuple):
     config: str
     packed: bool = False
     pruned: bool = True
+    fused: bool = False  # the patch embedding
     vision: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     text: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     precisions: tuple[Precision, ...] = ("fp32", "amp_bf16")
@@ -41,17 +42,19 @@ class Case(NamedTuple):
         raw["text_cfg"] |= {"layers": 2, "vocab_size": 300, **self.text}
         model = CLIP(parse_config(raw, "test"), layer_norm_for(precision), output_dict=True)
         cast_parameters(model, precision)
+        if self.fused:
+            model.fuse_patch_embed()
         if self.pruned:
             model.prune_last_block()
         return model
 
 
 CASES = {
-    "B-32-256, packed": Case("ViT-B-32-256", packed=True),
+    "B-32-256, packed": Case("ViT-B-32-256", packed=True, fused=True),
     "S-16, dense, whole last block": Case("ViT-S-16", pruned=False, vision={"image_size": 112}),
     "B-16-quickgelu": Case("ViT-B-16-quickgelu", vision={"image_size": 112}),
     "M-16-alt, layer scale, patches dropped": Case(
-        "ViT-M-16-alt", packed=True, vision={"patch_dropout": 0.4}
+        "ViT-M-16-alt", packed=True, fused=True, vision={"patch_dropout": 0.4}
     ),
     "L-14-CLIPA": Case("ViT-L-14-CLIPA", vision={"image_size": 84}),
     "S-32, weights in bf16": Case("ViT-S-32", packed=True, precisions=("bf16", "pure_bf16")),
