@@ -30,6 +30,7 @@ from fastclip.data.packing import PackRule, TextPacker, rows_for
 from fastclip.model.clip import CLIP
 from fastclip.model.model_config import parse_config
 from fastclip.optim.build import build_optimizer
+from fastclip.train.attention import set_up_attention
 from fastclip.train.distributed import World
 from fastclip.train.loop import train_epoch
 from fastclip.train.packed_captions import choose_packing
@@ -268,6 +269,9 @@ def our_run(
 ) -> Run:
     optimizer = build_optimizer(config.optim, model)
     pack = choose_packing(model, None, config)
+    set_up_attention(
+        model, None, config, world.device, packed=pack is not None, teacher_packed=False
+    )
     parts = Parts(
         model=model,
         wrapped=wrapped,

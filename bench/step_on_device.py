@@ -1,0 +1,222 @@
+"""A training step of both trainers on batches that are already on the device: samples/s, utilisation, memory.
+
+    python -m bench.step_on_device --out FOLDER [--model ViT-B-32-256] [--batch-size 896] [--seconds 300] [--toy]
+
+Real caption lengths: those of the bundled shards, and the same captions stretched to means of 20 and 40 tokens. Ways:
+
+    open_clip            the flags of a user's training script: --grad-checkpointing, amp_bfloat16, eager
+    open_clip, compiled  no checkpointing, torch.compile; the batch size of several that is its best
+    fastclip             the same flags as open_clip
+    fastclip, kept       with --recompute none: all activations kept
+
+A rate is samples over the median of alternating rounds. Utilisation is useful FLOPs, those of the captions' own tokens
+without recomputation, over time and peak: that of the data sheet, and that which GEMMs of the model's own shapes
+reach in the same run. Writes step_on_device.json after every caption length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastclip
+from bench.captions import DEMO, captions_of, repeated, stretched_ids
+from bench.loss_on_device import machine, write
+from bench.paired import Timing, alternate, ratio
+from bench.resident_step import Step, our_step, reference_step
+from fastclip.model.model_config import load_config
+from fastclip.train.mfu import peak_flops
+
+MEANS = (None, 20, 40)  # tokens; None: as they are
+USER_FLAGS = [
+    *("--train-data", "unused", "--logs", "none", "--local-loss", "--gather-with-grad"),
+    *("--lr", "0.001", "--warmup", "2000", "--beta1", "0.9", "--beta2", "0.95", "--wd", "0.2"),
+    *("--precision", "amp_bfloat16"),
+]
+
+
+def gemm_shapes(model: str, batch_size: int, tokens: int) -> list[tuple[int, int, int]]:
+    """(rows, in, out) of the products of one block of each tower, forward."""
+    config = load_config(model)
+    vision, text = config.vision_cfg, config.text_cfg
+    height, width = vision.image_size_pair
+    patches = (height // vision.patch_size) * (width // vision.patch_size)
+    found = []
+    for rows, wide, ratio_ in (
+        (batch_size * (patches + 1), vision.width, vision.mlp_ratio),
+        (tokens, text.width, text.mlp_ratio),
+    ):
+        hidden = int(wide * ratio_)
+        found += [(rows, wide, n) for n in (3 * wide, wide, hidden)] + [(rows, hidden, wide)]
+    return found
+
+
+def gemm_rate(
+    shapes: list[tuple[int, int, int]], device: torch.device, dtype: torch.dtype
+) -> float:
+    """FLOP/s of the vendor's GEMM over products of those shapes, one after the other."""
+    operands = [
+        (
+            torch.randn(m, k, device=device, dtype=dtype),
+            torch.randn(k, n, device=device, dtype=dtype),
+        )
+        for m, k, n in shapes
+    ]
+
+    def multiply() -> None:
+        for a, b in operands:
+            torch.mm(a, b)
+
+    timing = alternate({"gemms": multiply}, device, rounds=9)["gemms"]
+    assert isinstance(timing, Timing), timing
+    return sum(2 * m * k * n for m, k, n in shapes) / timing.median
+
+
+def useful_flops(model: str, mean_tokens: float) -> float:
+    """Of one sample, forward and backward: products of its own tokens, the last block's one row, no recomputation."""
+    config = load_config(model)
+    vision, text = config.vision_cfg, config.text_cfg
+    height, width = vision.image_size_pair
+    patches = (height // vision.patch_size) * (width // vision.patch_size)
+    forward = 2.0 * patches * 3 * vision.patch_size**2 * vision.width
+    for tokens, tower, one_row in (
+        (patches + 1, vision, vision.pools_one_row),
+        (mean_tokens, text, text.pools_one_row),
+    ):
+        w, hidden = tower.width, int(tower.width * tower.mlp_ratio)
+        rows = 1.0 if one_row else tokens
+        whole = tower.layers - 1
+        forward += whole * 2 * tokens * (4 * w * w + 2 * w * hidden + 2 * tokens * w)
+        forward += 2 * (tokens * 2 * w * w + rows * (2 * w * w + 2 * w * hidden + 2 * tokens * w))
+        forward += 2 * config.embed_dim * w
+    return 3 * forward
+
+
+def batches(model: str, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random pictures, uint8 (B, H, W, 3) on the device, and real captions, int64 (B, L)."""
+    height, width = load_config(model).vision_cfg.image_size_pair
+    generator = torch.Generator(device).manual_seed(0)
+    size = (batch_size, height, width, 3)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, device=device, generator=generator)
+    texts: Tensor = fastclip.get_tokenizer(model)(repeated(captions_of(DEMO), batch_size))
+    return images, texts
+
+
+def best_of(
+    make: Callable[[int], Step], sizes: list[int], device: torch.device
+) -> tuple[int, Step]:
+    """The batch size with the highest rate, each built, timed for three rounds and let go."""
+    rates = {}
+    for size in sizes:
+        try:
+            timing = alternate({"step": make(size)}, device, rounds=3)["step"]
+        except torch.OutOfMemoryError:
+            continue
+        if isinstance(timing, Timing):
+            rates[size] = size / timing.median
+        torch.cuda.empty_cache()
+    if not rates:
+        raise torch.OutOfMemoryError(f"no batch of {sizes} fits")
+    chosen = max(rates, key=rates.__getitem__)
+    return chosen, make(chosen)
+
+
+def compare(options: argparse.Namespace, device: torch.device, mean: int | None) -> dict[str, Any]:
+    """One caption length: every way, alternating."""
+    torch._dynamo.reset()
+    name, count = options.model, options.batch_size
+    images, texts = batches(name, count, device)
+    if mean is not None:
+        texts = stretched_ids(texts, mean)
+    tokens = float((texts.argmax(dim=1) + 1).double().mean())
+    flags = [*USER_FLAGS, "--model", name, "--batch-size", str(count), "--device", device.type]
+    checkpointed = [*flags, "--grad-checkpointing"]
+    ways: dict[str, Step] = {}
+    sizes: dict[str, int] = {}
+    failed: dict[str, str] = {}
+
+    def add(way: str, size: int, make: Callable[[], Step]) -> None:
+        try:
+            ways[way], sizes[way] = make(), size
+        except Exception as error:  # one that cannot be built must not cost the others
+            failed[way] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+
+    add("open_clip", count, lambda: reference_step(checkpointed, images, texts))
+    add("fastclip", count, lambda: our_step(checkpointed, images, texts))
+    add("fastclip, kept", count, lambda: our_step([*flags, "--recompute", "none"], images, texts))
+    if not options.toy:
+        candidates = [count // 4, count // 2, count]
+
+        def compiled(size: int) -> Step:
+            return reference_step(flags, images[:size], texts[:size], compiled=True)
+
+        try:
+            best, step = best_of(compiled, candidates, device)
+            ways["open_clip, compiled"], sizes["open_clip, compiled"] = step, best
+        except Exception as error:
+            failed["open_clip, compiled"] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            )
+
+    timings = alternate(ways, device, rounds=3 if options.toy else 9)
+    needed = useful_flops(name, tokens)
+    ceiling = gemm_rate(gemm_shapes(name, count, int(count * tokens)), device, torch.bfloat16)
+    sheet = peak_flops(device, "amp_bf16")
+    rows: dict[str, Any] = {way: {"error": why} for way, why in failed.items()}
+    ours = timings.get("fastclip")
+    for way, timing in timings.items():
+        if isinstance(timing, str):
+            rows[way] = {"error": timing}
+            continue
+        rate = sizes[way] / timing.median
+        rows[way] = {
+            "batch_size": sizes[way],
+            "seconds": timing.seconds,
+            "samples_per_second": rate,
+            "peak_bytes": timing.peak_bytes,
+            "of_gemm_rate": rate * needed / ceiling,
+            "of_data_sheet": None if sheet is None else rate * needed / sheet,
+        }
+        if isinstance(ours, Timing):
+            per_sample = ratio(timing, ours) * count / sizes[way]
+            rows[way]["fastclip_is_times_as_fast"] = per_sample
+        print(f"{tokens:.1f} tokens, {way}: {rate:.1f} samples/s", flush=True)
+    return {"mean_tokens": tokens, "useful_flops": needed, "gemm_flops": ceiling, "ways": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for step_on_device.json")
+    parser.add_argument("--model", default="ViT-B-32-256")
+    parser.add_argument("--batch-size", type=int, default=896)
+    parser.add_argument("--seconds", type=float, default=300, help="no caption length begins after")
+    parser.add_argument(
+        "--toy", action="store_true", help="few rounds, nothing compiled: any machine"
+    )
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not options.toy and device.type != "cuda":
+        print("there is no GPU here: pass --toy for a small run on the CPU", file=sys.stderr)
+        return 2
+    started, cases = time.monotonic(), []
+    for mean in MEANS:
+        if time.monotonic() - started > options.seconds:
+            print(f"captions of {mean} tokens: not run, out of time", flush=True)
+            continue
+        cases.append(compare(options, device, mean))
+        write(
+            options.out / "step_on_device.json",
+            {"machine": machine(device), "model": options.model, "cases": cases},
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
