@@ -71,7 +71,7 @@ def models(dtype: torch.dtype) -> list[PatchCase]:
 def narrowest() -> list[PatchCase]:
     """Of each patch size, with the tiles of the table."""
     smallest = {patch: width for patch, width in reversed(patches_and_widths())}
-    return [PatchCase(*size, FP16, grid=(4, 4), batch=3) for size in smallest.items()]
+    return [PatchCase(*size, FP16, batch=3) for size in smallest.items()]
 
 
 FAST = [

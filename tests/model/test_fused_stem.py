@@ -171,7 +171,7 @@ def test_a_locked_tower_keeps_nothing_for_backward(seed):
 
 
 def test_names_copies_and_compilation(seed):
-    model = _model(tiny(), seed)
+    model = _model(tiny(vision={"layers": 1}), seed)
     names = list(model.state_dict())
     model.fuse_patch_embed()
     assert list(model.state_dict()) == names
