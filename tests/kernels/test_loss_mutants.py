@@ -94,7 +94,7 @@ BETWEEN_RANKS = [
     Planted(
         "own upstream for all",
         ACROSS,
-        "weights = relative.repeat_interleave(pairs)",
+        "weights = relative.unsqueeze(1).expand(-1, pairs).flatten()",
         "weights = relative[world.rank].expand(len(relative) * pairs)",
     ),
     Planted(
