@@ -89,6 +89,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             image_std=_tuple(n.image_std),
             packed_text=not n.no_packed_text,
             prune_last_block=not n.no_prune_last_block,
+            fused_pointwise=not n.no_fused_pointwise,
         ),
         ModelConfig(),
     )

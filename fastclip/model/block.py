@@ -6,6 +6,7 @@ so that checkpoints, optimiser states and freshly initialised weights are interc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from fastclip.model.attention import Attend, PackedAttention, attend_all, attend_before, masked
 from fastclip.model.pooled_rows import PooledRows
-from fastclip.model.recompute import WAYS, Recompute
+from fastclip.model.recompute import WAYS, Recompute, RunBlock
 
 
 class Attention(nn.Module):
@@ -137,6 +138,7 @@ class Transformer(nn.Module):
         self.attend: Attend = attend_before if causal else attend_all
         self.packed_attention: PackedAttention = masked  # of packed captions; right on any device
         self.recompute: Recompute = "none"
+        self.ways_in_training: Mapping[Recompute, RunBlock] = WAYS
         self.prune_last_block = False
         self.resblocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, ls_init_value, quick_gelu, norm) for _ in range(layers)
@@ -174,4 +176,6 @@ class Transformer(nn.Module):
         self.recompute = "full" if enable else "none"
 
     def _run(self, block: Block, x: Tensor, attend: Attend, pooled: PooledRows | None) -> Tensor:
-        return WAYS[self.recompute](block, x, attend, pooled)
+        # compiled for few shapes: in evaluation they vary from batch to batch
+        ways = self.ways_in_training if self.training else WAYS
+        return ways[self.recompute](block, x, attend, pooled)

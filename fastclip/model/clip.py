@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fastclip.config.images import PreprocessConfig
 from fastclip.model.attention import PackedAttention
 from fastclip.model.block import Transformer
+from fastclip.model.compiled import compiled_ways
 from fastclip.model.model_config import CLIPConfig, TextConfig
 from fastclip.model.packed_ids import PackedIds
 from fastclip.model.patch_dropout import PatchDropout
@@ -106,6 +107,16 @@ class _TwoTowers(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer):
                 module.recompute = way
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Run both towers' blocks through torch.compile from here on, where the model trains.
+
+        Same parameters, same names; in evaluation nothing is compiled.
+        """
+        ways = compiled_ways(backend)
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.ways_in_training = ways
 
     @property
     def packing_config(self) -> TextConfig | None:

@@ -27,6 +27,7 @@ from fastclip.optim.build import build_optimizer, describe
 from fastclip.optim.schedule import build_schedule
 from fastclip.optim.update import Update
 from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
+from fastclip.train.compiling import set_up_compiling
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.losses import make_loss
@@ -109,6 +110,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
     )
     check_vocabulary(tokenizer, model, config.model)
     pack = set_up_packing(model, teacher, config, world.device)
+    if config.trains:
+        set_up_compiling(model, config, world.device)
 
     optimizer = scaler = None
     if config.trains:
@@ -208,17 +211,6 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     )
 
 
-def compile_if_asked(wrapped: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """torch.compile of the whole model, as the reference. Checkpoints are taken from the model that is not compiled."""
-    if not config.model.torchcompile:
-        return wrapped
-    logger.info("Compiling model...")
-    if config.model.grad_checkpointing and world.distributed:
-        logger.info("Disabling DDP dynamo optimizer when grad checkpointing enabled.")
-        torch._dynamo.config.optimize_ddp = False
-    return torch.compile(wrapped)  # type: ignore[return-value]
-
-
 def build_run(
     config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers
 ) -> Run:
@@ -237,7 +229,7 @@ def build_run(
         nonfinite=config.optim.nonfinite,
     )
     forward = Forward(
-        compile_if_asked(parts.wrapped, config, world),
+        parts.wrapped,
         parts.teacher,
         input_dtype(config.precision),
         texts_for_teacher(parts.pack),

@@ -13,6 +13,7 @@ OWN = {
     "--allow-pipe-from-files": False,
     "--no-packed-text": False,
     "--no-prune-last-block": False,
+    "--no-fused-pointwise": False,
     "--recompute": "auto",
     "--tokenizer": None,
 }
