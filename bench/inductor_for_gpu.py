@@ -65,7 +65,7 @@ def kernels_of(function: Callable[..., Tensor], *inputs: Any) -> list[Kernel]:
     """
     kernels: list[Kernel] = []
 
-    def compile_graph(graph: Any, inputs: Any, **options: Any) -> Callable[..., Any]:
+    def compile_graph(graph: Any, inputs: Any, **options: Any) -> Any:
         runs = copy.deepcopy(graph)  # on fake tensors, in place of the kernels
         _generate(graph, inputs, options, kernels)
 
@@ -148,7 +148,7 @@ def _as_if_on_a100() -> Iterator[None]:
         for owner in (interface, interface.Worker):
             enter(mock.patch.object(owner, "get_device_properties", properties))
         enter(mock.patch.object(interface, "current_device", staticmethod(lambda: 0)))
-        enter(mock.patch.object(scheduler, "has_triton", lambda: True))
+        enter(mock.patch.object(scheduler, "has_triton", return_value=True))
         enter(mock.patch.object(driver, "_active", target))
         enter(config.patch(force_disable_caches=True, compile_threads=1))
         yield

@@ -110,11 +110,12 @@ class _Bytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        apart = ("mm", "flash_attention", "empty", "detach")
-        if func.namespace == "aten" and not func.is_view:
-            if not any(word in func.name() for word in apart):
-                tensors = tree_leaves((args, kwargs, out))
-                self.total += sum(t.numel() * t.itemsize for t in tensors if isinstance(t, Tensor))
+        apart = func.is_view or any(
+            word in func.name() for word in ("mm", "flash_attention", "empty", "detach")
+        )
+        if func.namespace == "aten" and not apart:
+            tensors = tree_leaves((args, kwargs, out))
+            self.total += sum(t.numel() * t.itemsize for t in tensors if isinstance(t, Tensor))
         return out
 
 
