@@ -42,8 +42,11 @@ _A100 = SimpleNamespace(
 )
 
 
+OWN = "fastclip_kernels"  # ops whose bytes count: each input once, each output once
+
+
 class Kernel(NamedTuple):
-    """One generated kernel."""
+    """One generated kernel, or one of `OWN`."""
 
     direction: str  # "forward" or "backward"
     moved: dict[str, int]  # bytes read and written, by buffer
@@ -58,7 +61,7 @@ class _Generated(Exception):
 
 
 def kernels_of(function: Callable[..., Tensor], *inputs: Any) -> list[Kernel]:
-    """Kernels of `function` and of its backward that are no products, no attention and no views.
+    """Kernels of `function` and of its backward that are no products, attention or views.
 
     Call it under a FakeTensorMode, with fake tensors. Bytes are inductor's own count: each buffer of
     a kernel once, at the size of what is touched of it.
@@ -93,9 +96,16 @@ def _generate(graph: Any, inputs: Any, options: Any, kernels: list[Kernel]) -> N
     def generate(self: GraphLowering) -> None:
         self.codegen()
         for node in self.scheduler.nodes:
-            if not node.is_extern() and not isinstance(node, scheduler.NopKernelSchedulerNode):
-                moved = node.get_read_write_buffer_accesses(True, True)
-                kernels.append(Kernel(direction, {k: int(v) for k, v in moved.items()}))
+            operation: Any = node.node
+            own = getattr(getattr(operation, "op_overload", None), "namespace", "") == OWN
+            if own or not (node.is_extern() or isinstance(node, scheduler.NopKernelSchedulerNode)):
+                moved = {
+                    name: int(size)
+                    for name, size in node.get_read_write_buffer_accesses(True, not own).items()
+                }
+                for out in operation.outputs if own else ():
+                    moved[out.get_name()] = int(out.get_numel()) * out.get_dtype().itemsize
+                kernels.append(Kernel(direction, moved))
         raise _Generated
 
     on_gpu = [_moved(value) for value in inputs]
@@ -150,5 +160,5 @@ def _as_if_on_a100() -> Iterator[None]:
         enter(mock.patch.object(interface, "current_device", staticmethod(lambda: 0)))
         enter(mock.patch.object(scheduler, "has_triton", return_value=True))
         enter(mock.patch.object(driver, "_active", target))
-        enter(config.patch(force_disable_caches=True, compile_threads=1))
+        enter(config.patch(fx_graph_cache=False, compile_threads=1))
         yield

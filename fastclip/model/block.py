@@ -18,12 +18,31 @@ from fastclip.model.pooled_rows import PooledRows
 from fastclip.model.recompute import WAYS, Recompute, RunBlock
 
 
+def to_heads(
+    x: Tensor,  # (B, T, D)
+    weight: Tensor,  # (3 D, D)
+    bias: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, H, D / H) each
+    """Queries, keys and values."""
+    qkv = F.linear(x, weight, bias)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).unbind(2)
+    return q, k, v
+
+
+def activated(x: Tensor, linear: nn.Linear, quick_gelu: bool) -> Tensor:
+    """What the MLP has between its two layers."""
+    x = linear(x)
+    return x * torch.sigmoid(1.702 * x) if quick_gelu else F.gelu(x)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.project = to_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(
@@ -40,8 +59,7 @@ class Attention(nn.Module):
     ) -> Tensor:  # (B, T, D), or (b, D)
         if pooled is not None:
             return self._of_rows(x, pooled)
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).unbind(2)  # (B, T, H, D / H) each
+        q, k, v = self.project(x, self.in_proj_weight, self.in_proj_bias, self.heads)
         projected: Tensor = self.out_proj(attend(q, k, v).flatten(2))
         return projected
 
@@ -65,11 +83,10 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(width, hidden)
         self.c_proj = nn.Linear(hidden, width)
         self.quick_gelu = quick_gelu
+        self.activate = activated
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        x = x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x)
-        x = self.c_proj(x)
+        x = self.c_proj(self.activate(x, self.c_fc, self.quick_gelu))
         return x
 
 

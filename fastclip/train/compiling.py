@@ -39,7 +39,7 @@ def set_up_compiling(model: Any, config: TrainConfig, device: torch.device) -> N
         )
         return
     if ours:
-        model.compile_blocks()
+        model.compile_blocks(sum_biases=device.type == "cuda")
         logger.info("blocks are compiled, one graph for all blocks of a tower")
     else:
         model.compile()

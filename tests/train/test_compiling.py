@@ -28,7 +28,9 @@ def made_of(
     done: list[str] = []
     model: Any = SimpleNamespace(compile=lambda: done.append("whole"))
     if ours:
-        model.compile_blocks = lambda: done.append("blocks")
+        model.compile_blocks = lambda sum_biases: done.append(
+            "blocks, biases" if sum_biases else "blocks"
+        )
     monkeypatch.setattr(compiling, "compiler_problem", lambda device: problem)
     config = resolve(parse_args([*WORDS, *words]))
     compiling.set_up_compiling(model, config, torch.device(device))
@@ -38,9 +40,9 @@ def made_of(
 @pytest.mark.parametrize(
     ("device", "words", "ours", "wanted"),
     [
-        ("cuda", [], True, ["blocks"]),
-        ("cuda", ["--torchcompile"], True, ["blocks"]),
-        ("cuda", ["--torchcompile", "--deterministic"], True, ["blocks"]),
+        ("cuda", [], True, ["blocks, biases"]),
+        ("cuda", ["--torchcompile"], True, ["blocks, biases"]),
+        ("cuda", ["--torchcompile", "--deterministic"], True, ["blocks, biases"]),
         ("cuda", ["--deterministic"], True, []),
         ("cuda", ["--no-fused-pointwise"], True, []),
         ("cuda", [], False, []),
