@@ -1,4 +1,4 @@
-"""Backward passes with column sums: Triton's interpreter and the torch form against fp64; compiled for real chips."""
+"""Backward passes with column sums: Triton's interpreter and the torch form against fp64, eager and compiled."""
 
 from __future__ import annotations
 
@@ -172,13 +172,3 @@ def test_ops_are_proper_ops(seed):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.ones(2, 3, 12))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
-def test_kernels_fit_the_chips(dtype):
-    pytest.importorskip("triton", reason="the kernels are compiled by triton")
-    from fastclip_kernels.compile_report.pointwise import compiled
-
-    for name, built in compiled(("sm_80", "sm_90"), (dtype,)):
-        assert not built.spills, name
-        assert built.registers <= 96, name  # five blocks of four warps on a multiprocessor
