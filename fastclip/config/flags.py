@@ -242,7 +242,12 @@ def _model(parser: argparse.ArgumentParser) -> None:
         "build the text tower as a module of its own (names text.* in checkpoints)",
     )
     _switch(group, "--torchscript", "refused: see --torchcompile")
-    _switch(group, "--torchcompile", "compile the model with torch.compile")
+    _switch(
+        group,
+        "--torchcompile",
+        "compile each block with torch.compile, as is done on a GPU anyway; other models than "
+        "fastclip's own as a whole",
+    )
     _switch(group, "--trace", "refused: see --torchcompile")
     add(
         "--use-bnb-linear",

@@ -91,6 +91,13 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             "not inside it from their bytes",
         ),
         add(
+            "--no-fused-pointwise",
+            action="store_true",
+            default=False,
+            help="run LayerNorms, activations and residual sums on a GPU one by one, as OpenCLIP does, "
+            "and not fused by torch.compile",
+        ),
+        add(
             "--recompute",
             choices=list(get_args(RecomputeChoice)),
             default="auto",

@@ -90,6 +90,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             packed_text=not n.no_packed_text,
             prune_last_block=not n.no_prune_last_block,
             fused_patch_embed=not n.no_fused_patch_embed,
+            fused_pointwise=not n.no_fused_pointwise,
         ),
         ModelConfig(),
     )

@@ -158,6 +158,7 @@ class ModelConfig:
     packed_text: bool = True  # ours
     prune_last_block: bool = True  # ours
     fused_patch_embed: bool = True  # ours
+    fused_pointwise: bool = True  # ours
     recompute: RecomputeChoice = "auto"  # ours
     attention: AttentionBackend = "auto"  # ours
     tokenizer: str | None = None  # ours: a local tokenizer.json, or a folder with one
@@ -166,6 +167,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         checks = _Checks()
         checks.refuse_if(not self.name, "--model is empty: give a model's name, such as ViT-B-32")
+        checks.refuse_if(
+            self.torchcompile and not self.fused_pointwise,
+            "--torchcompile compiles what --no-fused-pointwise wants left alone: drop one of them",
+        )
         for flag, values in (("--image-mean", self.image_mean), ("--image-std", self.image_std)):
             checks.refuse_if(
                 values is not None and len(values) not in (1, 3),

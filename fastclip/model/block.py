@@ -6,6 +6,7 @@ so that checkpoints, optimiser states and freshly initialised weights are interc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -13,9 +14,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastclip.model.pooled_rows import PooledRows
-from fastclip.model.recompute import Pointwise, Product, Projection, Recompute, choose, product_of
+from fastclip.model.recompute import (
+    Choose,
+    Pointwise,
+    Product,
+    Projection,
+    Recompute,
+    choose,
+    product_of,
+)
 from fastclip_kernels.self_attention.kinds import Attend, PackedAttention, TowerAttention
 from fastclip_kernels.self_attention.sdpa import SDPA
+
+Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys, values: (B, T, H, D / H) each
+
+
+def to_heads(attention: Attention, x: Tensor, norm: Pointwise) -> Heads:
+    """Of the normed rows of x (B, T, D)."""
+    linear = Projection(attention.in_proj_weight, attention.in_proj_bias)
+    qkv = attention.product(norm, x, linear)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, attention.heads, -1).unbind(2)
+    return q, k, v
+
+
+def both_layers(mlp: MLP, x: Tensor, norm: Pointwise) -> Tensor:
+    """The MLP of the normed rows of x (..., D)."""
+    x = mlp.product(norm, x, mlp.c_fc)
+    return mlp.product(mlp.activation, x, mlp.c_proj)
 
 
 class Attention(nn.Module):
@@ -25,6 +50,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.product: Product = product_of
+        self.project: Callable[[Attention, Tensor, Pointwise], Heads] = to_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(
@@ -42,8 +68,7 @@ class Attention(nn.Module):
     ) -> Tensor:  # (B, T, D), or (b, D)
         if pooled is not None:
             return self._of_rows(x, norm, pooled)
-        qkv = self.product(norm, x, Projection(self.in_proj_weight, self.in_proj_bias))
-        q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).unbind(2)  # (B, T, H, D / H) each
+        q, k, v = self.project(self, x, norm)
         projected: Tensor = self.out_proj(attend(q, k, v).flatten(2))
         return projected
 
@@ -76,14 +101,14 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(hidden, width)
         self.activation: Pointwise = activation
         self.product: Product = product_of
+        self.run: Callable[[MLP, Tensor, Pointwise], Tensor] = both_layers
 
     def forward(
         self,
         x: Tensor,  # (..., D), as the result
         norm: Pointwise,  # of x, before the products
     ) -> Tensor:
-        x = self.product(norm, x, self.c_fc)
-        return self.product(self.activation, x, self.c_proj)
+        return self.run(self, x, norm)
 
 
 class LayerScale(nn.Module):
@@ -149,6 +174,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width = width
         self.causal = causal
+        self.choose: Choose = choose
         self.use_attention(SDPA)  # right on any device
         self.prune_last_block = False
         self.resblocks = nn.ModuleList(
@@ -186,6 +212,12 @@ class Transformer(nn.Module):
 
     def set_recompute(self, way: Recompute) -> None:
         self.recompute = way
-        self._run, product = choose(way)
+        self._run_training, product = self.choose(way)
+        self._run_evaluating, _ = choose(way)
         for block in self.blocks:
             block.attn.product = block.mlp.product = product
+
+    def _run(self, block: Block, x: Tensor, attend: Attend, pooled: PooledRows | None) -> Tensor:
+        # compiled blocks are for few shapes: in evaluation they vary from batch to batch
+        run = self._run_training if self.training else self._run_evaluating
+        return run(block, x, attend, pooled)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastclip.config.images import PreprocessConfig
-from fastclip.model.block import Transformer
+from fastclip.model.block import Block, Transformer
+from fastclip.model.compiled import compiled_choice
+from fastclip.model.fused_bias import sum_biases_in_passing
 from fastclip.model.model_config import CLIPConfig, TextConfig
 from fastclip.model.packed_ids import PackedIds
 from fastclip.model.patch_dropout import PatchDropout
@@ -127,6 +129,20 @@ class _TwoTowers(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer):
                 module.set_recompute(way)
+
+    def compile_blocks(self, backend: str = "inductor", *, sum_biases: bool = False) -> None:
+        """Run both towers' blocks through torch.compile from here on, where the model trains.
+
+        Same parameters, same names; in evaluation nothing is compiled. With `sum_biases` two of a
+        block's biases get their gradients from kernels of ours, which save a pass each on a GPU.
+        """
+        compiled = compiled_choice(backend)
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.choose = compiled
+                module.set_recompute(module.recompute)
+            elif isinstance(module, Block) and sum_biases:
+                sum_biases_in_passing(module)
 
     @property
     def packing_config(self) -> TextConfig | None:

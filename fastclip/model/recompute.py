@@ -50,6 +50,7 @@ class Projection(NamedTuple):
 
 
 Product = Callable[[Pointwise, Tensor, Linear], Tensor]
+Choose = Callable[[Recompute], tuple[RunBlock, Product]]
 
 
 def product_of(

@@ -27,6 +27,7 @@ from fastclip.optim.schedule import build_schedule
 from fastclip.optim.update import Update
 from fastclip.train.attention import set_up_attention
 from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
+from fastclip.train.compiling import set_up_compiling
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.gradient_sync import in_ddp, syncs_of
@@ -121,6 +122,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         packed=pack is not None,
         teacher_packed=pack is not None and not pack.keep_dense,
     )
+    if config.trains:
+        set_up_compiling(model, config, world.device)
 
     optimizer = scaler = None
     if config.trains:
@@ -226,17 +229,6 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     return in_ddp(model, config.distributed, world.device)
 
 
-def compile_if_asked(wrapped: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """torch.compile of the whole model, as the reference. Checkpoints are taken from the model that is not compiled."""
-    if not config.model.torchcompile:
-        return wrapped
-    logger.info("Compiling model...")
-    if config.model.grad_checkpointing and world.distributed:
-        logger.info("Disabling DDP dynamo optimizer when grad checkpointing enabled.")
-        torch._dynamo.config.optimize_ddp = False
-    return torch.compile(wrapped)  # type: ignore[return-value]
-
-
 def build_run(
     config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers
 ) -> Run:
@@ -255,9 +247,8 @@ def build_run(
         nonfinite=config.optim.nonfinite,
     )
     loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
-    towers = compile_if_asked(parts.wrapped, config, world)
     forward = Forward(
-        gather_early(towers, loss, world, model=parts.model, accum_freq=accum_freq),
+        gather_early(parts.wrapped, loss, world, model=parts.model, accum_freq=accum_freq),
         parts.teacher,
         input_dtype(config.precision),
         texts_for_teacher(parts.pack),

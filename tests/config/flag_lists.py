@@ -15,6 +15,7 @@ OWN = {
     "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--no-fused-patch-embed": False,
+    "--no-fused-pointwise": False,
     "--recompute": "auto",
     "--attention": "auto",
     "--optimizer-impl": "auto",

@@ -125,6 +125,7 @@ ELSEWHERE: dict[str, tuple[list[str], list[str], dict[str, object]]] = {
     "no_packed_text": ([], [], {"model.packed_text": False}),
     "no_prune_last_block": ([], [], {"model.prune_last_block": False}),
     "no_fused_patch_embed": ([], [], {"model.fused_patch_embed": False}),
+    "no_fused_pointwise": ([], [], {"model.fused_pointwise": False}),
     "unsafe_load": ([], [], {"model.unsafe_load": True, "checkpoint.unsafe_load": True}),
 }
 
@@ -243,6 +244,7 @@ EVAL = ["--val-data", "v.tar"]
         ([*TRAIN, "--image-mean", "1", "2"], "--image-mean takes 1 or 3 numbers, got 2"),
         ([*TRAIN, "--image-std", "0.5", "0", "0.5"], "cannot be 0"),
         ([*TRAIN, "--image-std", "nan"], "finite"),
+        ([*TRAIN, "--torchcompile", "--no-fused-pointwise"], "drop one of them"),
         ([*TRAIN, "--force-image-size", "1", "2", "3"], "one number, or height and width"),
         ([*TRAIN, "--force-image-size", "0"], "must be greater than 0"),
         ([*TRAIN, "--force-context-length", "0"], "must be greater than 0"),

@@ -93,6 +93,9 @@ def test_the_report_is_not_empty(chosen: tuple[int, dict[str, Any]]) -> None:
     limit = {"sm_80": 163 << 10, "sm_90": 227 << 10}
     assert all(v["shared_bytes"] <= limit[v["arch"]] and v["resident_blocks"] > 0 for v in variants)
     assert all(v["instructions"]["EXIT"] > 0 for v in variants)
+    pointwise = chosen[1]["pointwise"]
+    assert len(pointwise) == 2 * 3 * 3  # kernels of `pointwise`
+    assert all(kernel["spills"] == 0 and kernel["registers"] <= 96 for kernel in pointwise)
 
 
 def test_modelled_times(chosen: tuple[int, dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from .patch_variants import (
     every_patch_variant,
     selected_patches,
 )
+from .pointwise import compiled as compiled_pointwise
 from .public import PUBLISHED, Prediction, compile_public, predict
 from .variants import Variant, compile_variant, every, selected
 
@@ -28,6 +29,7 @@ PROCESSES = 2
 
 class Report(NamedTuple):
     built: dict[Variant | PatchVariant, Built]
+    pointwise: dict[str, Built]  # by chip, kernel and dtype
     predictions: list[Prediction]
     estimates: dict[str, list[Estimate]]  # by chip
     failures: list[str]  # one line for each bar that is not met
@@ -54,9 +56,11 @@ def make_report(
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
         made = dict(zip(wanted, pool.map(_compile, wanted), strict=True))
     built = {variant: made[variant] for variant in chosen}
+    pointwise: dict[str, Built] = {}
     predictions: list[Prediction] = []
     estimates: dict[str, list[Estimate]] = {}
     if launch is None:
+        pointwise = dict(compiled_pointwise(archs))
         predictions = [predict(p, made[p.kernel, p.arch]) for p in PUBLISHED if p.arch in archs]
         for arch in archs:
             estimates[arch] = [
@@ -64,6 +68,9 @@ def make_report(
                 for loss in LOSSES
             ]
     failures = [line for v, b in built.items() for line in broken(v, b)]
+    failures += [
+        f"{n}: {b.spills} local loads and stores" for n, b in pointwise.items() if b.spills
+    ]
     failures += [
         f"{p.published.arch} {p.published.kernel}: predicted {p.ratio:.2f} of the published time"
         for p in predictions
@@ -75,7 +82,7 @@ def make_report(
         for e in found
         if e.ratio > RATIO
     ]
-    return Report(built, predictions, estimates, failures)
+    return Report(built, pointwise, predictions, estimates, failures)
 
 
 def _compile(what: Variant | PatchVariant | tuple[str, str]) -> Built:
@@ -112,6 +119,10 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for v, b in report.built.items()
         ],
+        "pointwise": [
+            {"kernel": name, "registers": b.registers, "spills": b.spills, "shared_bytes": b.shared}
+            for name, b in report.pointwise.items()
+        ],
         "public": [
             {
                 **p.published._asdict(),
@@ -138,6 +149,8 @@ def as_text(report: Report) -> Iterator[str]:
             f"{v.arch + ' ' + str(v):<58} {b.registers:>5} {b.spills:>6} {b.shared:>7}"
             f" {resident:>6} {b.products:>6}"
         )
+    for name, b in report.pointwise.items():
+        yield f"{name:<58} {b.registers:>5} {b.spills:>6} {b.shared:>7}"
     for p in report.predictions:
         named = (
             "" if p.published.chip_named else "; the page names no chip, an A100 40 GB is assumed"

@@ -1,0 +1,30 @@
+"""The two steps of a block whose backward sums a bias's gradient on the way; features to the bit as without."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastclip.model.block import MLP, Attention, Block, Heads, quick_gelu
+from fastclip.model.recompute import Pointwise, Projection
+from fastclip_kernels.pointwise import activation_after_bias, heads_after_bias
+
+
+def to_heads_summing(attention: Attention, x: Tensor, norm: Pointwise) -> Heads:
+    """`block.to_heads`."""
+    linear = Projection(attention.in_proj_weight, attention.in_proj_bias.detach())
+    qkv = attention.product(norm, x, linear)
+    return heads_after_bias(qkv, attention.in_proj_bias, heads=attention.heads)
+
+
+def both_layers_summing(mlp: MLP, x: Tensor, norm: Pointwise) -> Tensor:
+    """`block.both_layers`."""
+    x = mlp.product(norm, x, Projection(mlp.c_fc.weight, mlp.c_fc.bias.detach()))
+    x = activation_after_bias(x, mlp.c_fc.bias, quick=mlp.activation is quick_gelu)
+    projected: Tensor = mlp.c_proj(x)
+    return projected
+
+
+def sum_biases_in_passing(block: Block) -> None:
+    """For blocks that are compiled: what their products keep is then the compiler's to decide."""
+    block.attn.project = to_heads_summing
+    block.mlp.run = both_layers_summing
