@@ -75,7 +75,7 @@ def run_keeping_products(block: Callable[..., Tensor], *arguments: Any) -> Tenso
     return out
 
 
-_RUNS: dict[Recompute, RunBlock] = {
+RUNS: dict[Recompute, RunBlock] = {
     "none": run_plainly,
     "pointwise": run_keeping_products,
     "full": run_recomputing_all,
@@ -88,7 +88,7 @@ def compiled_choice(backend: str = "inductor") -> Choose:
     torch._dynamo.config.recompile_limit = max(limit, _MOST_GRAPHS)
     compiled = {
         name: torch.compile(run, dynamic=False, backend=backend)  # shapes of a run are few
-        for name, run in _RUNS.items()
+        for name, run in RUNS.items()
     }
 
     def choose(way: Recompute) -> tuple[RunBlock, Product]:

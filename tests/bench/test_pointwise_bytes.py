@@ -13,11 +13,11 @@ from torch.nn.attention.varlen import varlen_attn
 
 from bench.inductor_for_gpu import kernels_of
 from bench.pointwise_bytes import CASES, Case, eager, generated, least
-from fastclip.model.attention import by_segments, causal_varlen
 from fastclip.model.block import Block
+from fastclip.model.compiled import RUNS
 from fastclip.model.fused_bias import sum_biases_in_passing
 from fastclip.model.precision import LayerNormFp32
-from fastclip.model.recompute import WAYS
+from fastclip_kernels.self_attention.flash import by_segments, causal_varlen
 
 BAR = 1.15  # of the least that groups of passes can move
 
@@ -72,7 +72,7 @@ def test_attention_over_packed_captions_costs_no_pass(way: Any) -> None:
         )
         x = torch.empty(*tokens, case.width, requires_grad=True)
         attend = by_segments(causal_varlen(varlen_attn), packed)
-        moved = sum(kernel.bytes for kernel in kernels_of(WAYS[way], block, x, attend, None))
+        moved = sum(kernel.bytes for kernel in kernels_of(RUNS[way], block, x, attend, None))
     dense = sum(kernel.bytes for kernel in generated(case))
     if way == "none":
         assert moved == pytest.approx(dense, rel=0.01)
