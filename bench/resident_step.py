@@ -1,4 +1,8 @@
-"""One training step of either trainer on a batch that is already on the device: what benchmarks run again and again."""
+"""One training step of either trainer on a batch that is already on the device: what benchmarks run again and again.
+
+Both trainers set torch's backends alike (TF32, cuDNN's search for the fastest convolution): call
+`fastclip.train.precision.set_backend_precision` once before.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ def our_step(
     from fastclip.optim.build import build_optimizer
     from fastclip.optim.update import Update
     from fastclip.train.attention import set_up_attention
+    from fastclip.train.compiling import set_up_compiling
     from fastclip.train.distributed import World
     from fastclip.train.losses import make_loss
     from fastclip.train.packed_captions import choose_packing
@@ -43,6 +48,7 @@ def our_step(
     set_up_attention(
         model, None, config, world.device, packed=rule is not None, teacher_packed=False
     )
+    set_up_compiling(model, config, world.device)
     batch = Batch(images, texts.to(images.device))
     if rule is not None:
         packer = TextPacker(rule, rows_for(rule.lengths(texts.numpy()), *texts.shape))
@@ -104,7 +110,8 @@ def reference_step(
         eps=args.eps,
     )
     autocast = get_autocast(args.precision, device_type=device.type)
-    forward = torch.compile(model) if compiled else model
+    # static shapes: one graph for this batch size, as a run has it
+    forward = torch.compile(model, dynamic=False) if compiled else model
 
     def step() -> None:
         optimizer.zero_grad()

@@ -9,7 +9,8 @@ Real caption lengths: those of the bundled shards, and the same captions stretch
     fastclip             the same flags as open_clip
     fastclip, kept       with --recompute none: all activations kept
 
-A rate is samples over the median of alternating rounds. Utilisation is useful FLOPs, those of the captions' own tokens
+Each way is first run by itself, for its memory (all that torch allocated at the peak) and its best batch size. A rate
+is samples over the median of alternating rounds. Utilisation is useful FLOPs, those of the captions' own tokens
 without recomputation, over time and peak: that of the data sheet, and that which GEMMs of the model's own shapes
 reach in the same run. Writes step_on_device.json after every caption length.
 """
@@ -17,11 +18,12 @@ reach in the same run. Writes step_on_device.json after every caption length.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ from bench.paired import Timing, alternate, ratio
 from bench.resident_step import Step, our_step, reference_step
 from fastclip.model.model_config import load_config
 from fastclip.train.mfu import peak_flops
+from fastclip.train.precision import set_backend_precision
 
 MEANS = (None, 20, 40)  # tokens; None: as they are
 USER_FLAGS = [
@@ -85,7 +88,8 @@ def useful_flops(model: str, mean_tokens: float) -> float:
     vision, text = config.vision_cfg, config.text_cfg
     height, width = vision.image_size_pair
     patches = (height // vision.patch_size) * (width // vision.patch_size)
-    forward = 2.0 * patches * 3 * vision.patch_size**2 * vision.width
+    embedding = 2.0 * patches * 3 * vision.patch_size**2 * vision.width  # pixels get no gradient
+    forward = 0.0
     for tokens, tower, one_row in (
         (patches + 1, vision, vision.pools_one_row),
         (mean_tokens, text, text.pools_one_row),
@@ -96,7 +100,7 @@ def useful_flops(model: str, mean_tokens: float) -> float:
         forward += whole * 2 * tokens * (4 * w * w + 2 * w * hidden + 2 * tokens * w)
         forward += 2 * (tokens * 2 * w * w + rows * (2 * w * w + 2 * w * hidden + 2 * tokens * w))
         forward += 2 * config.embed_dim * w
-    return 3 * forward
+    return 3 * forward + 2 * embedding
 
 
 def batches(model: str, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -109,85 +113,119 @@ def batches(model: str, batch_size: int, device: torch.device) -> tuple[Tensor, 
     return images, texts
 
 
-def best_of(
-    make: Callable[[int], Step], sizes: list[int], device: torch.device
-) -> tuple[int, Step]:
-    """The batch size with the highest rate, each built, timed for three rounds and let go."""
-    rates = {}
-    for size in sizes:
-        try:
-            timing = alternate({"step": make(size)}, device, rounds=3)["step"]
-        except torch.OutOfMemoryError:
-            continue
-        if isinstance(timing, Timing):
-            rates[size] = size / timing.median
+def fresh(device: torch.device) -> None:
+    """No graph and no memory of what ran before."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-    if not rates:
-        raise torch.OutOfMemoryError(f"no batch of {sizes} fits")
-    chosen = max(rates, key=rates.__getitem__)
-    return chosen, make(chosen)
+        torch.cuda.reset_peak_memory_stats()
+
+
+class Way(NamedTuple):
+    """One way to train, and how many samples a step of it takes."""
+
+    make: Callable[[], Step]
+    batch_size: int
+
+
+class Alone(NamedTuple):
+    """A way that had the device to itself."""
+
+    rate: float  # samples/s
+    peak_bytes: int | None  # of all that torch allocated: weights, optimiser state, activations
+
+
+def run_alone(way: Way, device: torch.device) -> Alone | str:
+    """Built, warmed up, timed for three rounds and let go; or why it could not run."""
+    fresh(device)
+    try:
+        step = way.make()
+        timing = alternate({"step": step}, device, rounds=3, warm_up=3)["step"]
+    except Exception as error:  # one that cannot be built must not cost the others
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    if isinstance(timing, str):
+        return timing
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    return Alone(way.batch_size / timing.median, peak)
+
+
+def ways_of(options: argparse.Namespace, images: Tensor, texts: Tensor) -> dict[str, list[Way]]:
+    """By name; where a way has several batch sizes, its best one counts."""
+    name, count = options.model, options.batch_size
+    flags = [
+        *USER_FLAGS,
+        "--model",
+        name,
+        "--batch-size",
+        str(count),
+        "--device",
+        images.device.type,
+    ]
+    checkpointed = [*flags, "--grad-checkpointing"]
+
+    def compiled(size: int) -> Way:
+        repeats = -(-size // count)
+        pixels = images.repeat(repeats, 1, 1, 1)[:size]
+        captions = texts.repeat(repeats, 1)[:size]
+        return Way(lambda: reference_step(flags, pixels, captions, compiled=True), size)
+
+    found = {
+        "open_clip": [Way(lambda: reference_step(checkpointed, images, texts), count)],
+        "fastclip": [Way(lambda: our_step(checkpointed, images, texts), count)],
+        "fastclip, kept": [
+            Way(lambda: our_step([*flags, "--recompute", "none"], images, texts), count)
+        ],
+    }
+    if not options.toy:
+        sizes = [count // 4, count // 2, count, 2 * count]
+        found["open_clip, compiled"] = [compiled(size) for size in sizes]
+    return found
 
 
 def compare(options: argparse.Namespace, device: torch.device, mean: int | None) -> dict[str, Any]:
-    """One caption length: every way, alternating."""
-    torch._dynamo.reset()
+    """One caption length: every way by itself, for its memory and its best batch size; then all in turns."""
     name, count = options.model, options.batch_size
     images, texts = batches(name, count, device)
     if mean is not None:
         texts = stretched_ids(texts, mean)
     tokens = float((texts.argmax(dim=1) + 1).double().mean())
-    flags = [*USER_FLAGS, "--model", name, "--batch-size", str(count), "--device", device.type]
-    checkpointed = [*flags, "--grad-checkpointing"]
-    ways: dict[str, Step] = {}
-    sizes: dict[str, int] = {}
-    failed: dict[str, str] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    best: dict[str, Way] = {}
+    for label, candidates in ways_of(options, images, texts).items():
+        alone = [run_alone(way, device) for way in candidates]
+        ran = [
+            (a.rate, a, w) for a, w in zip(alone, candidates, strict=True) if isinstance(a, Alone)
+        ]
+        if not ran:
+            rows[label] = {"error": alone[0]}
+            print(f"{tokens:.1f} tokens, {label}: {alone[0]}", flush=True)
+            continue
+        _, result, best[label] = max(ran, key=lambda each: each[0])
+        rows[label] = {"batch_size": best[label].batch_size, "peak_bytes": result.peak_bytes}
 
-    def add(way: str, size: int, make: Callable[[], Step]) -> None:
-        try:
-            ways[way], sizes[way] = make(), size
-        except Exception as error:  # one that cannot be built must not cost the others
-            failed[way] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-
-    add("open_clip", count, lambda: reference_step(checkpointed, images, texts))
-    add("fastclip", count, lambda: our_step(checkpointed, images, texts))
-    add("fastclip, kept", count, lambda: our_step([*flags, "--recompute", "none"], images, texts))
-    if not options.toy:
-        candidates = [count // 4, count // 2, count]
-
-        def compiled(size: int) -> Step:
-            return reference_step(flags, images[:size], texts[:size], compiled=True)
-
-        try:
-            best, step = best_of(compiled, candidates, device)
-            ways["open_clip, compiled"], sizes["open_clip, compiled"] = step, best
-        except Exception as error:
-            failed["open_clip, compiled"] = (
-                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            )
-
-    timings = alternate(ways, device, rounds=3 if options.toy else 9)
+    fresh(device)
+    timings = alternate({label: way.make() for label, way in best.items()}, device,
+                        rounds=3 if options.toy else 9, warm_up=3)  # fmt: skip
     needed = useful_flops(name, tokens)
     ceiling = gemm_rate(gemm_shapes(name, count, int(count * tokens)), device, torch.bfloat16)
     sheet = peak_flops(device, "amp_bf16")
-    rows: dict[str, Any] = {way: {"error": why} for way, why in failed.items()}
     ours = timings.get("fastclip")
-    for way, timing in timings.items():
+    for label, timing in timings.items():
         if isinstance(timing, str):
-            rows[way] = {"error": timing}
+            rows[label]["error"] = timing
             continue
-        rate = sizes[way] / timing.median
-        rows[way] = {
-            "batch_size": sizes[way],
+        rate = best[label].batch_size / timing.median
+        rows[label] |= {
             "seconds": timing.seconds,
             "samples_per_second": rate,
-            "peak_bytes": timing.peak_bytes,
             "of_gemm_rate": rate * needed / ceiling,
             "of_data_sheet": None if sheet is None else rate * needed / sheet,
         }
         if isinstance(ours, Timing):
-            per_sample = ratio(timing, ours) * count / sizes[way]
-            rows[way]["fastclip_is_times_as_fast"] = per_sample
-        print(f"{tokens:.1f} tokens, {way}: {rate:.1f} samples/s", flush=True)
+            of_step = ratio(timing, ours)
+            rows[label]["fastclip_is_times_as_fast"] = of_step * count / best[label].batch_size
+        print(f"{tokens:.1f} tokens, {label}: {rate:.1f} samples/s", flush=True)
     return {"mean_tokens": tokens, "useful_flops": needed, "gemm_flops": ceiling, "ways": rows}
 
 
@@ -205,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.toy and device.type != "cuda":
         print("there is no GPU here: pass --toy for a small run on the CPU", file=sys.stderr)
         return 2
+    set_backend_precision(device, deterministic=False)
     started, cases = time.monotonic(), []
     for mean in MEANS:
         if time.monotonic() - started > options.seconds:

@@ -43,7 +43,7 @@ _STEP = re.compile(r"Train Epoch: .*Data \(t\): ([\d.]+) Batch \(t\): ([\d.]+),"
 class Measured(NamedTuple):
     seconds: list[float]  # of each step, the first ones left out
     waiting: float  # share of them spent waiting for data
-    peak_bytes: int  # of the training process
+    peak_bytes: int  # of the largest process: the training one, unless a loader was larger
 
 
 def run_once(command: list[str], log: Path, warm_up: int) -> Measured:
@@ -79,9 +79,13 @@ def commands(options: argparse.Namespace, folder: Path, turn: int) -> dict[str, 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds; prints one line each."""
     rounds: list[dict[str, Any]] = []
+    shown: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="whole-trainer-") as name:
         folder = Path(name)
         for turn in range(options.rounds):
+            shown = {
+                who: shlex.join(words) for who, words in commands(options, folder, turn).items()
+            }
             measured = {
                 who: run_once(command, folder / f"{who}-{turn}" / "out.log", options.warm_up)
                 for who, command in commands(options, folder, turn).items()
@@ -95,7 +99,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 flush=True,
             )
             rounds.append({"ratio": ratio, **{who: m._asdict() for who, m in measured.items()}})
-    return {"rounds": rounds}
+    return {"commands": shown, "warm_up": options.warm_up, "rounds": rounds}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,6 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for whole_trainer.json")
     options = parser.parse_args(words[:cut])
     options.both = words[cut + 1 :]
+    if options.warm_up >= options.steps:
+        print(
+            f"--warm-up {options.warm_up}: must be less than --steps {options.steps}",
+            file=sys.stderr,
+        )
+        return 2
     if not REFERENCE_PYTHON.exists():
         print("no .venv-reference here: run scripts/reference_env.sh first", file=sys.stderr)
         return 69
@@ -126,8 +136,6 @@ def main(arguments: list[str] | None = None) -> int:
             options.out / "whole_trainer.json",
             {
                 "machine": machine(device),
-                "threads": torch.get_num_threads(),
-                "flags": USER_FLAGS,
                 **result,
             },
         )

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks and times the loss kernels on this machine's GPU; needs no internet where torch is installed.
+# Checks and times the kernels and the training step on this machine's GPU; needs no internet where torch is installed.
 #   scripts/gpu_check.sh [--out FOLDER] [--wheels FOLDER] [--seconds N] [--toy]
 # --out       where JSON files go, one after each part (default: bench/results/<date>)
-# --wheels    a folder of wheels to use beside what is installed (open_clip_torch, inf_cl, memeff,
+# --wheels    a folder of wheels to use beside what is installed (open_clip_torch, ftfy, inf_cl, memeff,
 #             siglip_kernel, ...): for this run only
-# --seconds   time for the comparison of speeds (default 240)
-# --toy       a few small sizes; on a machine without a GPU the kernels run in Triton's interpreter
+# --seconds   time for each comparison of speeds (default 240)
+# --toy       a few small sizes and a tiny model; on a machine without a GPU the kernels run in Triton's interpreter
 # PYTHON=python3.12 chooses the interpreter (default: .venv/bin/python if there is one, else python3).
 # Exit status: 0 where every result is right, whatever the speed.
 set -euo pipefail
@@ -27,13 +27,13 @@ while [[ $# -gt 0 ]]; do
 done
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 mkdir -p "$out"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 path=.:kernels
 if [[ -n $wheels ]]; then
-    site=$(mktemp -d)
-    trap 'rm -rf "$site"' EXIT
-    "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$wheels"/*.whl
-    path+=:$site
+    "$python" -m pip install --quiet --no-index --no-deps --target "$scratch/wheels" "$wheels"/*.whl
+    path+=:$scratch/wheels
 fi
 export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${#toy[@]} -gt 0 ]] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -52,8 +52,32 @@ json.dump(found, open(sys.argv[1], "w"), indent=1)
 print(found)
 PYTHON
 
-echo "== losses"
-status=0
-"$python" -m bench.loss_on_device --out "$out" --seconds "$seconds" "${toy[@]}" || status=$?
+# Smallest first; a part that fails is said at the end and keeps none of the others from running.
+failed=()
+part() {
+    echo "== $1"
+    shift
+    "$python" "$@" || failed+=("$*")
+}
+part "patch embedding, attention, biases" -m bench.kernels_on_device --out "$out" "${toy[@]}"
+part "losses" -m bench.loss_on_device --out "$out" --seconds "$seconds" "${toy[@]}"
+model=()
+if [[ ${#toy[@]} -gt 0 ]]; then
+    mkdir "$scratch/model"
+    cat >"$scratch/model/open_clip_config.json" <<'JSON'
+{"model_cfg": {"embed_dim": 32,
+ "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+ "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}}}
+JSON
+    model=(--model "local-dir:$scratch/model" --batch-size 8)
+fi
+# the step runs torch's own kernels on a CPU, where interpreting every launch would take for ever
+unset TRITON_INTERPRET
+part "training step" -m bench.step_on_device --out "$out" --seconds "$seconds" "${model[@]}" "${toy[@]}"
+
 echo "== results in $out"
-exit "$status"
+if [[ ${#failed[@]} -gt 0 ]]; then
+    printf 'FAILED: %s\n' "${failed[@]}"
+    exit 1
+fi
+echo "all parts done, every result right"

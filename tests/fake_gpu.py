@@ -10,6 +10,7 @@ fake CPU instead, where reading a number is seen likewise.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastclip_kernels.backend import Choice
 from tests.distributed.collectives import body_of
 
 DEVICE = torch.device("cuda:0")
@@ -105,4 +107,7 @@ def fake_gpu() -> Iterator[None]:
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        # bodies of ops run here too, and a Triton kernel needs a real GPU
+        ops = importlib.import_module("fastclip_kernels.patch_embed.ops")
+        patch.setattr(ops, "choose", lambda *_: Choice("torch", "there is no GPU"))
         yield

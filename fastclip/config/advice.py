@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from fastclip.config.train_config import TrainConfig
 
+# What compiles, computes or sends in training alone
+_OF_TRAINING = ("torchcompile", "optimizer_impl", "allreduce_dtype")
+
 
 def advice(config: TrainConfig, processes: int) -> list[str]:
     """One sentence per flag that this run of so many processes ignores, for the log at start; usually none."""
@@ -52,6 +55,13 @@ def advice(config: TrainConfig, processes: int) -> list[str]:
         (
             processes == 1 and config.distributed.allreduce_dtype != "fp32",
             "--allreduce-dtype does nothing in a single process: no gradients travel",
+        ),
+        (
+            not config.trains
+            and any(given.get(name) not in (None, False, "auto", "fp32") for name in _OF_TRAINING),
+            "this run only evaluates: "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in _OF_TRAINING)
+            + " do nothing",
         ),
         (
             not config.log.enabled

@@ -38,6 +38,9 @@ def set_up_compiling(model: Any, config: TrainConfig, device: torch.device) -> N
             problem,
         )
         return
+    # Blocks are compiled inside DDP's forward, where dynamo would split each graph at DDP's bucket boundaries. A
+    # block's gradients are ready together when its own backward ends: nothing is gained by a split.
+    torch._dynamo.config.optimize_ddp = False
     if ours:
         model.compile_blocks(sum_biases=device.type == "cuda")
         logger.info("blocks are compiled, one graph for all blocks of a tower")
@@ -53,7 +56,7 @@ def _why_not(config: TrainConfig, device: torch.device, ours: bool) -> str | Non
     if device.type != "cuda":
         return f"on {device.type} only with --torchcompile"
     if config.deterministic:
-        return "--deterministic: compiled kernels are chosen by their time, which varies"
+        return "--deterministic: what a compiler chose last time it may not choose again"
     if not ours:
         return f"{config.model.name} is not one of fastclip's own models"
     return None

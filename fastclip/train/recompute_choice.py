@@ -37,7 +37,7 @@ class Demand:
     """Bytes that a training step needs at once, without what backward has to keep."""
 
     state: int  # parameters, gradients, optimiser
-    batches: int  # pictures on the device: this step's, the next, and one on its way
+    batches: int  # pictures on the device: all of this step's, the next, and one on its way
     loss: int  # features of all ranks and their gradients
     transient: int  # alive for the time of a block, or of the forward pass
 
@@ -58,6 +58,9 @@ def recompute_less_if_it_fits(
     if not hasattr(model, "set_recompute"):
         logger.info("recompute: full: the only way of open_clip's models")
         return
+    if teacher is not None and not hasattr(teacher, "set_recompute"):
+        logger.info("recompute: full: what a teacher that is open_clip's own needs is not known")
+        return
     packer, samples = loader.packer, config.data.batch_size
     length = model.context_length
     # a batch of unusually long captions takes a row each: that one has to fit too
@@ -74,7 +77,10 @@ def recompute_less_if_it_fits(
         )
         for rows in (usual_rows, samples)
     )
-    demand = _demand(model, teacher, product, samples, 2 * largest.largest_block, world)
+    work = 2 * largest.largest_block
+    if teacher is not None:
+        work = max(work, _of_teacher(teacher, product, samples, world))
+    demand = _demand(model, teacher, product, samples, config.optim.accum_freq, work, world)
     total = total_memory(world)
     free = 0 if total is None else _after_reserve(total) - demand.total
     own: Recompute = "pointwise" if largest.kept("pointwise") <= free else "full"
@@ -107,6 +113,7 @@ def _demand(
     teacher: nn.Module | None,
     product: torch.dtype,
     samples: int,
+    accum_freq: int,
     work: int,
     world: World,
 ) -> Demand:
@@ -124,9 +131,24 @@ def _demand(
     towers = 2 if teacher is None else 4
     return Demand(
         state=weights + 3 * trained,
-        batches=3 * samples * 3 * height * width,
-        loss=2 * towers * 4 * samples * world.size * model.config.embed_dim,
+        batches=(accum_freq + 2) * samples * 3 * height * width,
+        loss=2 * towers * 4 * accum_freq * samples * world.size * model.config.embed_dim,
         transient=max(casts, work),
+    )
+
+
+def _of_teacher(teacher: Any, product: torch.dtype, samples: int, world: World) -> int:
+    """What a teacher's forward pass has alive at once, without gradients, while the student's activations wait."""
+    return (
+        2
+        * activation_bytes(
+            teacher,
+            product,
+            world.device,
+            samples=samples,
+            text_tokens=samples * teacher.context_length,
+            packed=False,
+        ).largest_block
     )
 
 

@@ -26,11 +26,19 @@ def gpu_check(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_toy_run_checks_and_times_every_loss(tmp_path):
     run = gpu_check(tmp_path, "--toy")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "every result of ours is right" in run.stdout
+    assert "all parts done, every result right" in run.stdout
     correctness = json.loads((tmp_path / "loss_correctness.json").read_text())
     cases = {(case["loss"], case["dtype"]) for case in correctness["cases"]}
     assert len(cases) == 6
     assert not any(case["wrong"] for case in correctness["cases"])
+    kernels = json.loads((tmp_path / "kernels_on_device.json").read_text())["cases"]
+    assert len(kernels) == 18
+    assert all(case["right"] for case in kernels)
+    steps = json.loads((tmp_path / "step_on_device.json").read_text())["cases"]
+    assert len(steps) == 3
+    for case in steps:
+        assert case["ways"]["fastclip"]["samples_per_second"] > 0
+        assert case["ways"]["open_clip"]["fastclip_is_times_as_fast"] > 0
     speed = json.loads((tmp_path / "loss_speed.json").read_text())
     assert speed["gemm_flops"] > 0
     for case in speed["cases"]:
@@ -42,8 +50,9 @@ def test_a_toy_run_checks_and_times_every_loss(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_to_do(tmp_path):
     run = gpu_check(tmp_path)
-    assert run.returncode == 2
-    assert "there is no GPU here: pass --toy" in run.stderr
+    assert run.returncode == 1
+    assert run.stderr.count("there is no GPU here: pass --toy") == 3
+    assert "FAILED: -m bench.loss_on_device" in run.stdout
 
 
 def test_a_way_that_fails_is_named_and_the_others_go_on():

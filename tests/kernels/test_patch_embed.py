@@ -140,6 +140,14 @@ def test_only_the_gradients_that_are_wanted(seed, monkeypatch):
     assert not patch_embed(inputs.pixels, *constants, **inputs.constants).requires_grad
 
 
+def test_gradients_share_no_memory(seed):
+    """Clipping and accumulation change each of them in place."""
+    inputs = draw(SMALL, torch.Generator().manual_seed(seed))
+    gradients = results(patch_embed, inputs, inputs.parameters, inputs.upstream)
+    del gradients["tokens"]
+    assert len({each.untyped_storage().data_ptr() for each in gradients.values()}) == 4
+
+
 def test_bytes_are_all_that_is_saved(seed):
     inputs = draw(replace(SMALL, dtype=FP32, kept=4), torch.Generator().manual_seed(seed))
     saved: list[torch.Tensor] = []

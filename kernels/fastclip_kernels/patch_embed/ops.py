@@ -237,7 +237,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     by_weight, by_table = patch_embed_backward(
         grad, *ctx.saved_tensors, ctx.patch, wanted[0], ctx.backend
     )
-    makers = (lambda: by_weight, lambda: by_table[1:].sum(0), lambda: by_table[0], lambda: by_table)
+    # each in memory of its own: gradients are scaled and added to in place
+    makers = (
+        lambda: by_weight,
+        lambda: by_table[1:].sum(0),
+        lambda: by_table[0].clone(),
+        lambda: by_table,
+    )
     gradients = (
         make().to(dtype) if needed else None
         for make, dtype, needed in zip(makers, ctx.dtypes, wanted, strict=True)
