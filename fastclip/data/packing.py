@@ -80,13 +80,25 @@ def rows_for(lengths: np.ndarray, batch_size: int, row_length: int) -> int:
     row a caption.
     """
     spread = lengths.std() * math.sqrt(batch_size * (1 + batch_size / len(lengths)))
-    tokens = batch_size * lengths.mean() + SIGMAS * spread
+    tokens = min(batch_size * lengths.mean() + SIGMAS * spread, batch_size * lengths.max())
     rng = np.random.default_rng(0)  # a size, once chosen, is the same in a resumed run
-    lost = 0  # rows that placing costs above the tokens' own
-    for _ in range(_TRIALS):
-        trial = rng.choice(lengths, batch_size)
-        lost = max(lost, len(place(trial, row_length).used) - math.ceil(trial.sum() / row_length))
-    return max(1, min(batch_size, math.ceil(tokens / row_length) + lost))
+    trials = (_batch_of(tokens, lengths, batch_size, rng) for _ in range(_TRIALS))
+    return min(batch_size, max(len(place(trial, row_length).used) for trial in trials))
+
+
+def _batch_of(
+    tokens: float, lengths: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """A batch drawn from `lengths` whose captions are exchanged for longer ones until it has so many tokens."""
+    trial = rng.choice(lengths, batch_size)
+    while (missing := tokens - trial.sum()) > 0:
+        other = rng.choice(lengths, batch_size)
+        longer = rng.permutation(np.flatnonzero(other > trial))
+        # not more than bring it there
+        gained = (other - trial)[longer].cumsum()
+        some = longer[: 1 + np.searchsorted(gained, missing)]
+        trial[some] = other[some]
+    return trial
 
 
 class TextPacker:

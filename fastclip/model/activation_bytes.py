@@ -172,6 +172,7 @@ def activation_bytes(
     samples: int,
     text_tokens: int,  # tokens of a batch's captions, padding included
     packed: bool,
+    pictures_are_bytes: bool = True,  # else floats, already normalised
 ) -> ActivationBytes:
     """The account of one forward pass of `model`, as it is set up, on a batch."""
     weights = model.visual.conv1.weight.element_size()
@@ -184,12 +185,14 @@ def activation_bytes(
         # autocast computes a norm in fp32 on a GPU, and on a CPU as it comes
         norms_copy=isinstance(norm, LayerNormFp32) or (autocast and device.type != "cpu"),
     )
-    images, around_images = _image_tower(model, numbers, samples)
+    images, around_images = _image_tower(model, numbers, samples, pictures_are_bytes)
     texts, around_texts = _text_tower(model, numbers, samples, text_tokens, packed)
     return ActivationBytes(stacks=(images, texts), around=around_images + around_texts)
 
 
-def _image_tower(model: CLIP | CustomTextCLIP, numbers: Numbers, samples: int) -> tuple[Stack, int]:
+def _image_tower(
+    model: CLIP | CustomTextCLIP, numbers: Numbers, samples: int, pictures_are_bytes: bool
+) -> tuple[Stack, int]:
     visual, config = model.visual, model.config.vision_cfg
     height, width = visual.image_size
     patches = visual.grid_size[0] * visual.grid_size[1]
@@ -213,7 +216,8 @@ def _image_tower(model: CLIP | CustomTextCLIP, numbers: Numbers, samples: int) -
         last="view" if visual.transformer.prune_last_block else None,
     )
     around = 0
-    fused = visual.embed is embed_raw  # then the batch's own bytes are all that it keeps
+    # then the batch's own bytes are all that it keeps
+    fused = visual.embed is embed_raw and pictures_are_bytes
     if visual.conv1.weight.requires_grad and not fused:
         around += numbers.product * samples * 3 * height * width
         around += numbers.cast(visual.conv1.weight.numel())

@@ -7,7 +7,7 @@ so that checkpoints, optimiser states and freshly initialised weights are interc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -212,12 +212,27 @@ class Transformer(nn.Module):
 
     def set_recompute(self, way: Recompute) -> None:
         self.recompute = way
-        self._run_training, product = self.choose(way)
-        self._run_evaluating, _ = choose(way)
+        self._ways = self.choose(way)
         for block in self.blocks:
-            block.attn.product = block.mlp.product = product
+            block.attn.product = block.mlp.product = self._ways.product
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """The reference's name for `full`."""
+        return self.recompute != "none"
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, enable: bool) -> None:
+        self.set_recompute("full" if enable else "none")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # compiled functions can be neither copied nor pickled
+        return {name: each for name, each in self.__dict__.items() if name != "_ways"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.set_recompute(self.recompute)
 
     def _run(self, block: Block, x: Tensor, attend: Attend, pooled: PooledRows | None) -> Tensor:
-        # compiled blocks are for few shapes: in evaluation they vary from batch to batch
-        run = self._run_training if self.training else self._run_evaluating
+        run = self._ways.training if self.training else self._ways.evaluating
         return run(block, x, attend, pooled)

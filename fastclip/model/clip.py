@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastclip.config.images import PreprocessConfig
 from fastclip.model.block import Block, Transformer
-from fastclip.model.compiled import compiled_choice
+from fastclip.model.compiled import CompiledChoice
 from fastclip.model.fused_bias import sum_biases_in_passing
 from fastclip.model.model_config import CLIPConfig, TextConfig
 from fastclip.model.packed_ids import PackedIds
@@ -136,7 +136,7 @@ class _TwoTowers(nn.Module):
         Same parameters, same names; in evaluation nothing is compiled. With `sum_biases` two of a
         block's biases get their gradients from kernels of ours, which save a pass each on a GPU.
         """
-        compiled = compiled_choice(backend)
+        compiled = CompiledChoice(backend)
         for module in self.modules():
             if isinstance(module, Transformer):
                 module.choose = compiled

@@ -21,10 +21,9 @@ from torch.utils.checkpoint import (
 )
 
 from fastclip.model.recompute import (
-    Choose,
-    Product,
     Recompute,
     RunBlock,
+    Ways,
     product_of,
     run_plainly,
     run_recomputing_all,
@@ -82,16 +81,22 @@ RUNS: dict[Recompute, RunBlock] = {
 }
 
 
-def compiled_choice(backend: str = "inductor") -> Choose:
-    """`recompute.choose`, each way compiled at its first call for each shape. `backend`: torch.compile's."""
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, _MOST_GRAPHS)
-    compiled = {
-        name: torch.compile(run, dynamic=False, backend=backend)  # shapes of a run are few
-        for name, run in RUNS.items()
-    }
+class CompiledChoice:
+    """`recompute.choose`, each way compiled at its first call for each shape. In evaluation nothing is
+    compiled: its batches have any number of members, and every number would be.
+    """
 
-    def choose(way: Recompute) -> tuple[RunBlock, Product]:
-        return compiled[way], product_of
+    def __init__(self, backend: str = "inductor") -> None:  # of torch.compile
+        self._backend = backend
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, _MOST_GRAPHS)
+        self._compiled = {
+            name: torch.compile(run, dynamic=False, backend=backend)  # shapes of a run are few
+            for name, run in RUNS.items()
+        }
 
-    return choose
+    def __call__(self, way: Recompute) -> Ways:
+        return Ways(self._compiled[way], RUNS[way], product_of)
+
+    def __reduce__(self) -> tuple[type[CompiledChoice], tuple[str]]:
+        return CompiledChoice, (self._backend,)

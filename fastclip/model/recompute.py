@@ -50,7 +50,17 @@ class Projection(NamedTuple):
 
 
 Product = Callable[[Pointwise, Tensor, Linear], Tensor]
-Choose = Callable[[Recompute], tuple[RunBlock, Product]]
+
+
+class Ways(NamedTuple):
+    """How a stack runs its blocks, and each block its products."""
+
+    training: RunBlock
+    evaluating: RunBlock
+    product: Product
+
+
+Choose = Callable[[Recompute], Ways]
 
 
 def product_of(
@@ -62,13 +72,25 @@ def product_of(
     return linear(pointwise(x))
 
 
+def is_plain(linear: Linear) -> bool:
+    """Whether a layer is no more than its weight and bias: no subclass (as an adapter's), no hooks.
+
+    Of others the parameters are not known here, nor what hooks make of the result.
+    """
+    if isinstance(linear, nn.Linear):
+        hooks = (linear._forward_pre_hooks, linear._forward_hooks,
+                 linear._backward_pre_hooks, linear._backward_hooks)  # fmt: skip
+        return type(linear) is nn.Linear and not any(hooks)
+    return isinstance(linear, Projection)
+
+
 def product_of_recomputed(pointwise: Pointwise, x: Tensor, linear: Linear) -> Tensor:
     """The same, bit for bit, that keeps x for backward and not pointwise(x) beside it.
 
     A compiler that sees forward and backward decides such things by itself, and so gets the plain
     form.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not is_plain(linear):
         return product_of(pointwise, x, linear)
     parameters: Iterable[Tensor] = ()
     again = pointwise
@@ -138,7 +160,7 @@ def run_recomputing_all(block: Callable[..., Tensor], *arguments: Any) -> Tensor
     return out
 
 
-def choose(way: Recompute) -> tuple[RunBlock, Product]:
-    """How a stack runs its blocks, and each block its products."""
+def choose(way: Recompute) -> Ways:
     run = run_recomputing_all if way == "full" else run_plainly
-    return run, product_of_recomputed if way == "pointwise" else product_of
+    product = product_of_recomputed if way == "pointwise" else product_of
+    return Ways(run, run, product)

@@ -66,6 +66,10 @@ def recompute_less_if_it_fits(
     # a batch of unusually long captions takes a row each: that one has to fit too
     usual_rows = samples if packer is None else packer.rows
     product = product_dtype(config.precision)
+    augment = config.data.augment
+    number = (
+        4 if augment.use_timm and augment.re_prob else 1
+    )  # bytes: erasing acts on normalised floats
     usual, largest = (
         activation_bytes(
             model,
@@ -74,13 +78,14 @@ def recompute_less_if_it_fits(
             samples=samples,
             text_tokens=rows * length,
             packed=packer is not None,
+            pictures_are_bytes=number == 1,
         )
         for rows in (usual_rows, samples)
     )
     work = 2 * largest.largest_block
     if teacher is not None:
         work = max(work, _of_teacher(teacher, product, samples, world))
-    demand = _demand(model, teacher, product, samples, config.optim.accum_freq, work, world)
+    demand = _demand(model, teacher, product, samples, config.optim.accum_freq, number, work, world)
     total = total_memory(world)
     free = 0 if total is None else _after_reserve(total) - demand.total
     own: Recompute = "pointwise" if largest.kept("pointwise") <= free else "full"
@@ -114,6 +119,7 @@ def _demand(
     product: torch.dtype,
     samples: int,
     accum_freq: int,
+    number: int,  # bytes of one of a picture's numbers
     work: int,
     world: World,
 ) -> Demand:
@@ -131,7 +137,7 @@ def _demand(
     towers = 2 if teacher is None else 4
     return Demand(
         state=weights + 3 * trained,
-        batches=(accum_freq + 2) * samples * 3 * height * width,
+        batches=(accum_freq + 2) * samples * 3 * height * width * number,
         loss=2 * towers * 4 * accum_freq * samples * world.size * model.config.embed_dim,
         transient=max(casts, work),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -226,3 +228,29 @@ def test_two_ranks_in_ddp(seed: int) -> None:
         assert ours.keys() == wanted.keys()
         for name, value in wanted.items():
             torch.testing.assert_close(ours[name], value, rtol=TOLERANCE, atol=1e-6, msg=name)
+
+
+def test_a_compiled_model_can_be_copied_and_pickled(seed: int) -> None:
+    model = model_of(tiny(), seed)
+    model.set_recompute("pointwise")
+    model.compile_blocks(backend="aot_eager", sum_biases=True)
+    images, text = pictures(model, 3, seed), captions(model, 3, seed)
+    wanted = gradients(model, images, text)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.transformer.recompute == "pointwise"
+        compare(gradients(other, images, text), wanted)
+    assert model.transformer.grad_checkpointing
+
+
+def test_hooks_on_a_layer_are_heard_where_biases_are_summed(seed: int) -> None:
+    model = model_of(tiny(), seed)
+    model.compile_blocks(backend="aot_eager", sum_biases=True)
+    heard: list[bool] = []
+    layer = model.visual.transformer.blocks[0].mlp.c_fc
+    layer.register_forward_hook(lambda *_: heard.append(model.training))
+    images, text = pictures(model, 3, seed), captions(model, 3, seed)
+    with torch.no_grad():
+        model.eval()(images, text)
+    assert heard == [False]
+    model.train()(images, text)
+    assert heard == [False, True]

@@ -194,3 +194,41 @@ def test_a_compiler_is_given_the_plain_form(seed):
     assert products == {"forward": 4 * 2, "backward": 2 * 4 * 2}
     for a, b in zip([x.grad, *(p.grad for p in stack.parameters())], wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+class WithAdapter(nn.Linear):
+    """A layer that is more than its weight and bias."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        self.load_state_dict(layer.state_dict())
+        self.narrow = nn.Parameter(torch.randn(3, layer.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (x @ self.narrow.t()).sum(-1, keepdim=True)
+
+
+def test_a_layer_with_more_parameters_keeps_its_gradients(seed):
+    torch.manual_seed(seed)
+    stack = Case().stack(seed)
+    stack.blocks[0].mlp.c_fc = WithAdapter(stack.blocks[0].mlp.c_fc)
+    x = torch.randn(2, 5, 32)
+    found = {}
+    for way in WAYS:
+        stack.set_recompute(way)
+        stack.zero_grad()
+        stack(x).square().sum().backward()
+        found[way] = [p.grad.clone() for p in stack.parameters()]
+    for way in WAYS:
+        assert all(torch.equal(a, b) for a, b in zip(found[way], found["none"], strict=True)), way
+
+
+def test_a_hook_that_changes_a_result_keeps_its_gradient(seed):
+    stack, x = Case().stack(seed), torch.randn(2, 5, 32)
+    factor = torch.ones((), requires_grad=True)
+    stack.blocks[0].mlp.c_fc.register_forward_hook(lambda module, given, out: out * factor)
+    found = []
+    for way in WAYS:
+        stack.set_recompute(way)
+        found += torch.autograd.grad(stack(x).square().sum(), factor)
+    assert found[0] == found[1] == found[2] != 0

@@ -56,7 +56,9 @@ def selected_patches(arch: str) -> Iterator[PatchVariant]:
 
 
 def every_patch_variant(arch: str) -> Iterator[PatchVariant]:
-    """All that can be asked for with these patch sizes: any width, any pictures, any dtype."""
+    """Of these patch sizes: kept patches, widths and strides that 16 divides and that it does not (both at
+    once), and every dtype.
+    """
     for first in selected_patches(arch):
         for kept, divisible in itertools.product((False, True), repeat=2):
             yield first._replace(kept=kept, divisible=divisible)

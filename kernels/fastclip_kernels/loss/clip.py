@@ -72,8 +72,7 @@ def clip_loss(
         BackendUnavailable: the backend named cannot run here.
     """
     check_features(OP, ("image_features", "text_features"), image_features, text_features)
-    if exchange not in get_args(Exchange):
-        raise ValueError(f"{OP}: exchange must be one of {get_args(Exchange)}, got {exchange!r}")
+    _check_exchange(exchange)
     dtype = product_dtype(image_features)
     chosen = resolve(OP, backend, image_features.device, dtype).backend
     world = join_world(OP, rank, world_size, group)
@@ -116,6 +115,7 @@ def begin_clip_gather(
     send ahead: a single process, a ring. Arguments and errors as those of `clip_loss`.
     """
     check_features(OP, ("image_features", "image_features"), image_features, image_features)
+    _check_exchange(exchange)
     world = join_world(OP, rank, world_size, group)
     dtype = product_dtype(image_features)
     if world is None or _takes_ring(exchange, image_features, dtype, world):
@@ -123,6 +123,11 @@ def begin_clip_gather(
     rows = image_features.detach().to(dtype)
     agree(OP, agreement, rows, world)
     return BegunGather(image_features, rows, world)
+
+
+def _check_exchange(exchange: str) -> None:
+    if exchange not in get_args(Exchange):
+        raise ValueError(f"{OP}: exchange must be one of {get_args(Exchange)}, got {exchange!r}")
 
 
 def _takes_ring(exchange: Exchange, features: Tensor, dtype: torch.dtype, world: World) -> bool:

@@ -68,9 +68,15 @@ def table_gradient(
     patches: int,
     dtype: torch.dtype,  # of sums
 ) -> Tensor:  # (1 + P, D): by the class token with its position, and by each row of the table
-    """Added in the order of the batch, whichever patches were kept: the same bits every time."""
+    """Added in the order of the batch, whichever patches were kept: the same bits every time on a CPU and
+    under CUDA.
+    """
     if kept is None:
         return grad.sum(0, dtype=dtype)
+    if kept.device.type not in ("cpu", "cuda"):  # torch sums segments on these two alone
+        rows = grad[:, 1:].flatten(0, 1).to(dtype)
+        by_patch = rows.new_zeros(patches, rows.shape[1]).index_add_(0, kept.flatten(), rows)
+        return torch.cat((grad[:, 0].sum(0, dtype=dtype)[None], by_patch))
     patch, order = kept.flatten().sort(stable=True)
     first = torch.searchsorted(patch, torch.arange(patches + 1, device=kept.device))
     rows = grad[:, 1:].flatten(0, 1)[order].to(dtype)

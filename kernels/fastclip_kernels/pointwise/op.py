@@ -26,7 +26,7 @@ def activation_backward(
     columns = x.shape[-1]
     gradient, rows = gradient.reshape(-1, columns).contiguous(), x.reshape(-1, columns).contiguous()
     with op_body(x):
-        if _backend("activation_after_bias", backend, x) == "triton" and len(rows):
+        if _backend("activation_after_bias", backend, x) == "triton":
             from .triton_kernels import activation_backward_triton
 
             out, sums = activation_backward_triton(gradient, rows, quick)
@@ -56,7 +56,7 @@ def heads_backward(
     batch, tokens = of_q.shape[:2]
     parts = [part.reshape(batch * tokens, -1).contiguous() for part in (of_q, of_k, of_v)]
     with op_body(of_q):
-        if _backend("heads_after_bias", backend, of_q) == "triton" and len(parts[0]):
+        if _backend("heads_after_bias", backend, of_q) == "triton":
             from .triton_kernels import heads_backward_triton
 
             out, sums = heads_backward_triton(*parts)

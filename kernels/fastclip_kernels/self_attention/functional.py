@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..loss.checks import product_dtype
 from .dispatch import BackendName, choose, facts_of
 
 OP = "attention"
@@ -50,7 +51,9 @@ def attention(
                 f"{OP}: q, k and v must have one dtype and device, got {name} {given.dtype} on "
                 f"{given.device} and q {q.dtype} on {q.device}"
             )
-    chosen = choose(backend, facts_of(q.device, q.dtype, q.shape[3])).attention
+    dtype = product_dtype(q)
+    q, k, v = (each.to(dtype) for each in (q, k, v))  # as torch's own attention under autocast
+    chosen = choose(backend, facts_of(q.device, dtype, q.shape[3])).attention
     if cu_seqlens is None:
         return (chosen.causal if causal else chosen.full)(q, k, v)
     if not causal:
