@@ -1,6 +1,6 @@
 """The losses on one device: are they right, and how fast are they beside their peers?
 
-    python -m bench.loss_on_device --out results [--toy]
+    python -m bench.loss_on_device --out results [--toy | --cpu]
 
 Writes loss_correctness.json, then loss_speed.json after every size, smallest first, so that a run that
 is cut short leaves what it has. Exit status 1 where a result of ours is wrong; speed fails nothing.
@@ -159,9 +159,13 @@ def compare_speed(
     seconds: float,
     *,
     compiled: bool,
+    rounds: int = 7,
+    cases: list[dict[str, Any]],
 ) -> None:
-    """Forward + backward of every loss at every size, smallest first, for at most so many seconds."""
-    started, cases = time.monotonic(), []
+    """Forward + backward of every loss at every size, smallest first, for at most so many seconds; added to `cases`,
+    all of which are written after each.
+    """
+    started = time.monotonic()
     ceiling = gemm_rate(device, dtype, 8192 if device.type == "cuda" else 1024)
     for rows, width in sizes:
         for kind in SPECIFICATION:
@@ -172,7 +176,7 @@ def compare_speed(
             losses, missing = peers(kind, compiled=compiled)
             inputs = leaves(rows, width, dtype, device, seed=rows)
             ways = {name: _step(loss, inputs) for name, loss in losses.items()}
-            timings = alternate(ways, device)
+            timings = alternate(ways, device, rounds)
             ours = timings["fastclip"]
             # what the mathematics needs: one GEMM forward and two backward
             useful = 3 * 2 * rows * rows * width
@@ -190,11 +194,15 @@ def compare_speed(
                     if isinstance(ours, Timing)
                     else None,
                 }
-                print(f"{kind} {rows}x{width} {name}: {timing.median * 1e3:.2f} ms", flush=True)
+                faster = rows_of_table[name]["fastclip_is_times_as_fast"]
+                said = "" if faster is None else f", fastclip {faster:.2f} times as fast"
+                print(
+                    f"{kind} {dtype} {rows}x{width} {name}: {timing.median * 1e3:.2f} ms{said}",
+                    flush=True,
+                )
             cases.append({"loss": kind, "rows": rows, "width": width, "dtype": str(dtype),
-                          "ways": rows_of_table, "missing": missing})  # fmt: skip
-            write(out / "loss_speed.json",
-                  {"machine": machine(device), "gemm_flops": ceiling, "cases": cases})  # fmt: skip
+                          "gemm_flops": ceiling, "ways": rows_of_table, "missing": missing})  # fmt: skip
+            write(out / "loss_speed.json", {"machine": machine(device), "cases": cases})
 
 
 def _step(loss: Loss, inputs: list[Tensor]) -> Callable[[], None]:
@@ -215,20 +223,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--toy", action="store_true", help="a few small sizes, for any machine")
-    parser.add_argument("--seconds", type=float, default=240, help="time for the speed part")
+    parser.add_argument("--cpu", action="store_true", help="a CPU's sizes, 64 to 16,384 pairs")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="time for each dtype's speed part"
+    )
     options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not options.toy and device.type != "cuda":
+    on_gpu = torch.cuda.is_available() and not options.cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if not (on_gpu or options.toy or options.cpu):
         print("there is no GPU here: pass --toy for a small run on the CPU", file=sys.stderr)
         return 2
     exact = [(1, 64), (67, 80), (129, 64)]
     fast = [(256, 64)]
+    dtypes = [torch.bfloat16 if on_gpu else torch.float32]
     if not options.toy:
-        exact += [(1031, 333), (4096, 512), (8192, 768)]
+        exact += [(1031, 333), (4096, 512)] + ([(8192, 768)] if on_gpu else [])
         fast = [(rows, width) for rows in (1024, 8192, 32768, 65536) for width in (512, 768)]
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if options.cpu:
+        fast = [(rows, 512) for rows in (64, 128, 256, 512, 4096, 8192, 16384)]
+        dtypes = [torch.float32, torch.bfloat16]
     good = check(options.out, device, exact)
-    compare_speed(options.out, device, fast, dtype, options.seconds, compiled=not options.toy)
+    cases: list[dict[str, Any]] = []
+    for dtype in dtypes:
+        compare_speed(
+            options.out, device, fast, dtype, options.seconds,
+            compiled=not options.toy, rounds=5 if options.cpu else 7, cases=cases,
+        )  # fmt: skip
     print("every result of ours is right" if good else "SOME RESULTS OF OURS ARE WRONG")
     return 0 if good else 1
 

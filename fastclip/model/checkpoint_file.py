@@ -8,7 +8,9 @@ archive's own CRCs are checked first.
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,28 @@ from safetensors.torch import load_file
 
 from fastclip.errors import DataError, InputMissing
 from fastclip.model.one_line import first_line
+
+# What zipfile raises where a name, a length or a method in an archive is not what was written
+_DAMAGED = (
+    zipfile.BadZipFile,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+# What an unpickler raises over bytes that are no pickle, or not all of one
+_NO_PICKLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+)
 
 _UNSAFE_HINT = "--unsafe-load opens it, and runs whatever code it holds"
 
@@ -71,7 +95,7 @@ def _read(path: Path, unsafe: bool) -> Any:
                 f"{path}: holds Python objects beside tensors, which may run code; {_UNSAFE_HINT}"
             ) from error
         raise DataError(f"{path}: not a checkpoint file") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+    except _NO_PICKLE as error:
         raise DataError(f"{path}: not a whole checkpoint file: {first_line(error)}") from error
 
 
@@ -86,7 +110,7 @@ def _check_archive(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
             names = archive.namelist()
-    except (zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: cut short or damaged: {first_line(error)}") from error
     if damaged is not None:
         raise DataError(f"{path}: damaged: {damaged} does not match its checksum")

@@ -2,13 +2,15 @@
 
 import os
 import pickle
+import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastclip.errors import DataError, InputMissing
+from fastclip.errors import DataError, FastclipError, InputMissing
 from fastclip.model.checkpoint_file import read_checkpoint
 
 
@@ -119,3 +121,23 @@ def test_torchscript_archive(tmp_path):
     torch.jit.save(torch.jit.trace(module, torch.zeros(1, 3)), path)
     _refused(path, "TorchScript.*--unsafe-load")
     assert _same(read_checkpoint(path, unsafe=True), module.state_dict())
+
+
+def test_whatever_is_damaged_is_one_line(tmp_path: Path, seed: int) -> None:
+    """Flipped bits and cuts anywhere, in names, lengths and methods of the archive too."""
+    file = tmp_path / "epoch_1.pt"
+    state = {f"layer.{i}": torch.randn(3, 4) for i in range(6)}
+    torch.save({"epoch": 1, "name": "run", "state_dict": state}, file)
+    whole, rng = file.read_bytes(), random.Random(seed)
+    said: list[str] = []
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        try:
+            read_checkpoint(file)
+        except FastclipError as error:
+            said.append(str(error))
+    assert len(said) > 200
+    assert not any("\n" in line for line in said)
