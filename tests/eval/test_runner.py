@@ -71,7 +71,7 @@ def small_clip() -> CLIP:
 
 
 def small_coca() -> CoCa:
-    return CoCa(
+    model = CoCa(
         32,
         MultimodalCfg(**TEXT, mlp_ratio=2, dim_head=16, n_queries=4, attn_pooler_heads=2),
         CLIPTextCfg(**TEXT, embed_cls=True, output_tokens=True),
@@ -80,6 +80,9 @@ def small_coca() -> CoCa:
             output_tokens=True,
         ),
     )  # fmt: skip
+    # left unset by open_clip: whatever lay in that memory, NaN at times
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=0.1)
+    return model
 
 
 def pair_batches(sizes: list[int]) -> Batches:
