@@ -103,8 +103,8 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             default="auto",
             help="what backward computes again to save memory: none; pointwise, which is LayerNorms, "
             "activations and casts but no matrix product; full, which is every block once more. auto is "
-            "none without --grad-checkpointing; with it pointwise, or full where the devices' memory is "
-            "too small for that or the model is open_clip's",
+            "none without --grad-checkpointing; with it the first of the three that the devices' memory "
+            "has room for, and full for models that are open_clip's",
         ),
         add(
             "--attention",

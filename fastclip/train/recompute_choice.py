@@ -49,7 +49,8 @@ class Demand:
 def recompute_less_if_it_fits(
     model: Any, teacher: nn.Module | None, loader: TrainLoader, config: TrainConfig, world: World
 ) -> None:
-    """Under --grad-checkpointing and --recompute auto, `pointwise` in place of `full` where every rank has room.
+    """Under --grad-checkpointing and --recompute auto, the first of `none`, `pointwise` and `full` for which every rank
+    has room.
 
     A collective where there are ranks. Leaves the model as it is in every other case.
     """
@@ -88,16 +89,14 @@ def recompute_less_if_it_fits(
     demand = _demand(model, teacher, product, samples, config.optim.accum_freq, number, work, world)
     total = total_memory(world)
     free = 0 if total is None else _after_reserve(total) - demand.total
-    own: Recompute = "pointwise" if largest.kept("pointwise") <= free else "full"
+    own = next((way for way in _WAYS if largest.kept(way) <= free), _WAYS[-1])
     way = _WAYS[world.largest(_WAYS.index(own))]
     model.set_recompute(way)
-    long = f" (at most {_size(largest.kept('pointwise'))}, with a row a caption)"
     logger.info(
-        "recompute: %s: activations of a step pointwise %s%s, full %s, of %s free for them: %s%s",
+        "recompute: %s: activations of a step %s%s, of %s free for them: %s%s",
         way,
-        _size(usual.kept("pointwise")),
-        "" if packer is None else long,
-        _size(usual.kept("full")),
+        ", ".join(f"{each} {_size(usual.kept(each))}" for each in _WAYS),
+        "" if packer is None else f" (at most {_size(largest.kept(way))}, with a row a caption)",
         _size(max(0, free)),
         _sum_of_parts(total, demand, world),
         "" if way == own else "; another rank has less",

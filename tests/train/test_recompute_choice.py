@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,12 +59,22 @@ def step_bytes(way: str) -> int:
     return sum(t.nbytes for t in tensors) + account.kept(way)  # type: ignore[arg-type]
 
 
-def test_pointwise_where_it_fits_and_full_where_not() -> None:
-    reserve = recompute_choice._RESERVE
-    least = int((step_bytes("pointwise") + reserve) / (1 - recompute_choice._RESERVE_SHARE))
-    enough = least + 100_000_000  # batch, loss and one block of this small model take less
-    assert chosen(enough, "--grad-checkpointing") == "pointwise"
-    assert chosen(least, "--grad-checkpointing") == "full"
+def test_the_least_recomputing_that_fits() -> None:
+    reserve, share = recompute_choice._RESERVE, recompute_choice._RESERVE_SHARE
+    needed = {way: step_bytes(way) for way in ("none", "pointwise")}
+    least = {way: int((needs + reserve) / (1 - share)) for way, needs in needed.items()}
+    margin = 100_000_000  # batch, loss and one block of this small model take less
+    memory = range(least["pointwise"], least["none"] + margin)
+    order = ("full", "pointwise", "none")
+    model = our_model(REDUCED, reference_model(REDUCED, 0).state_dict())
+
+    def place(memory: int) -> int:
+        return order.index(chosen(memory, "--grad-checkpointing", model=model))
+
+    first = {way: bisect_left(memory, i, key=place) for i, way in enumerate(order)}
+    assert 0 == first["full"] < first["pointwise"] < first["none"] < len(memory)
+    between = (first["none"] - first["pointwise"]) * (1 - share)
+    assert between == pytest.approx(needed["none"] - needed["pointwise"], abs=2)
     assert chosen(0, "--grad-checkpointing") == "full"
     assert chosen(None, "--grad-checkpointing") == "full"  # no figure: as OpenCLIP does
 
@@ -80,7 +91,7 @@ def test_said_once_with_the_bytes(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         chosen(80_000_000_000, "--grad-checkpointing")
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("recompute: ")]
-    assert line.startswith("recompute: pointwise: activations of a step pointwise ")
+    assert line.startswith("recompute: none: activations of a step none ")
     assert "GB free for them: 80 GB, less 8.8 GB in reserve, " in line
 
 
@@ -106,5 +117,5 @@ def _on_a_rank(rank: int, world_size: int, memory: list[int]) -> str:
 
 @pytest.mark.slow
 def test_the_most_frugal_rank_decides_for_all() -> None:
-    assert run_ranks(_on_a_rank, 2, args=([10**12, 10**12],)) == ["pointwise"] * 2
+    assert run_ranks(_on_a_rank, 2, args=([10**12, 10**12],)) == ["none"] * 2
     assert run_ranks(_on_a_rank, 2, args=([10**12, 0],)) == ["full"] * 2
