@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from .loss import clip_alone, clip_ranks, clip_small, siglip_block  # noqa: F401  (defines the ops)
+from .loss import clip_alone, clip_ranks, siglip_block  # noqa: F401  (defines the ops)
 from .loss.distributed import world_named
 from .loss.op import NAMESPACE
 
@@ -35,12 +35,6 @@ def _clip_alone_backward(
     """Logits again, and one product for each gradient; the scale's is made from one of them."""
     gradients = (to_image or (to_scale and not to_text)) + to_text
     return (1 + gradients) * _product(image, text)
-
-
-def _clip_small(
-    image: Shape, text: Shape, scale: Shape, dtype: Any, gradients: bool, **_: Any
-) -> int:
-    return (3 if gradients else 1) * _product(image, text)
 
 
 def _clip_ranks(
@@ -69,7 +63,6 @@ def _siglip_block(
 _FORMULAS: dict[str, Callable[..., int]] = {
     "clip_alone": _clip_alone,
     "clip_alone_backward": _clip_alone_backward,
-    "clip_small": _clip_small,
     "clip_ranks": _clip_ranks,
     "clip_ranks_backward": _clip_ranks_backward,
     "siglip_block": _siglip_block,

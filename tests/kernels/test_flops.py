@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastclip_kernels import flops
 from fastclip_kernels.loss.clip_alone import clip_alone, clip_alone_backward
-from fastclip_kernels.loss.clip_small import clip_small
 from fastclip_kernels.loss.siglip_block import siglip_block
 from fastclip_kernels.testing import unit_features
 from tests.distributed.launch import run_ranks
@@ -57,13 +56,20 @@ def test_ops_on_one_process(rows):
         arguments = (one, image, text, scale, sums, FP32, "torch", *wanted)
         assert both_counts(clip_alone_backward, *arguments) == (products * product,) * 2
     for gradients, products in [(True, 3), (False, 1)]:
-        assert (
-            both_counts(clip_small, image, text, scale, FP32, gradients)
-            == (products * product,) * 2
-        )
         for first in (0, None):
             arguments = (image, text, scale, bias, first, FP32, "torch", gradients)
             assert both_counts(siglip_block, *arguments) == (products * product,) * 2
+
+
+def test_few_pairs_are_counted_by_their_products():
+    """Their losses are no ops: the counter sees what they multiply."""
+    from fastclip_kernels import clip_loss, siglip_loss
+
+    image, text = features(37, 24)
+    for loss in (clip_loss, siglip_loss):
+        assert counted(loss, image, text, 9.0) == 2 * 37 * 37 * 24
+        assert counted(loss, image.requires_grad_(), text, 9.0) == 3 * 2 * 37 * 37 * 24
+        image.requires_grad_(False)
 
 
 def counts_across_ranks(rank: int, world_size: int) -> list[tuple[int, int]]:

@@ -84,7 +84,7 @@ OF_SHARED_EXPONENTIALS = [
 OF_FEW_PAIRS = [
     Planted("few: sign of the pair", SMALL, "pairs = -softmax", "pairs = softmax"),
     Planted("few: missing column half", SMALL, "weight[0].add_(weight[1].T)", "weight[0]"),
-    Planted("few: bias dropped", SMALL, "torch.add(bias, x", "torch.add(0 * bias, x"),
+    Planted("few: bias dropped", SMALL, "torch.addcmul(bias, x", "torch.addcmul(0 * bias, x"),
     Planted("few: maximum not subtracted", SMALL, "both.sub_(top)", "both.sub_(0 * top)"),
 ]
 

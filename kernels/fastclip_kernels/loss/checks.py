@@ -70,7 +70,9 @@ def as_scalar(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor
         raise TypeError(f"{op}: {name} must be a float tensor, got {value.dtype}")
     if value.device != like.device and value.device.type != "cpu":
         raise ValueError(f"{op}: {name} must be on {like.device}, got {value.device}")
-    return value.reshape(()).to(device=like.device, dtype=dtype)
+    if value.ndim:
+        value = value.reshape(())
+    return value.to(device=like.device, dtype=dtype)
 
 
 def autocast_is_on(device: str) -> bool:

@@ -17,7 +17,6 @@ from . import small
 from .checks import as_scalar, check_features, product_dtype
 from .clip_alone import clip_alone
 from .clip_ranks import clip_ranks
-from .clip_small import clip_small
 from .distributed import BatchAgreement, BegunGather, World, agree, join_world
 
 OP = "clip_loss"
@@ -80,10 +79,7 @@ def clip_loss(
     loss: Tensor
     if world is None:
         if small.fits(image_features, text_features, chosen):
-            gradients = torch.is_grad_enabled() and (
-                image_features.requires_grad or text_features.requires_grad or scale.requires_grad
-            )
-            loss = clip_small(image_features, text_features, scale, dtype, gradients)[0]
+            loss = small.softmax_loss(image_features, text_features, scale, dtype)
         else:
             loss = clip_alone(image_features, text_features, scale, dtype, chosen)[0]
     else:

@@ -39,8 +39,7 @@ def refuse_second_derivative(ctx: Any, *upstream: Any) -> NoReturn:
     )
 
 
-@custom_op("scaled_gradients")
-def scaled_gradients(
+def _scaled_gradients(
     upstream: Tensor,
     image: Tensor,
     text: Tensor,
@@ -52,12 +51,15 @@ def scaled_gradients(
     """Gradients of image and text, each in its own dtype, and of the scalars, from what forward made:
     B / scale times the loss's by the features, in `sum_dtype` (or nothing, of shape (0,)), and the
     loss's by each scalar.
-
-    An op of its own so that a second derivative is refused, not taken as zero.
     """
     factor = upstream * scale / len(image)
     scalars = torch.stack(by_scalars) * upstream
     return (to_image * factor).to(image.dtype), (to_text * factor).to(text.dtype), scalars
+
+
+# Where backward is itself to be differentiated: an op of its own, so that this is refused and the
+# second derivative not taken as zero.
+scaled_gradients = custom_op("scaled_gradients")(_scaled_gradients)
 
 
 @scaled_gradients.register_fake
@@ -81,8 +83,8 @@ scaled_gradients.register_autograd(refuse_second_derivative)
 
 
 def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """The set-up of an op of (image, text, scale, ...) whose output is (loss, derivatives by scalars,
-    to_image, to_text).
+    """The set-up of an op, or function of autograd, of (image, text, scale, ...) whose output is (loss,
+    derivatives by scalars, to_image, to_text).
     """
     ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -94,9 +96,8 @@ def kept_gradients(ctx: Any, upstream: Tensor | None, inputs: int) -> tuple[Tens
     if upstream is None:
         return (None,) * inputs
     image, text, scale, *by_scalars, to_image, to_text = ctx.saved_tensors
-    *features, scalars = scaled_gradients(
-        upstream, image, text, scale, to_image, to_text, by_scalars
-    )
+    of_gradients = scaled_gradients if torch.is_grad_enabled() else _scaled_gradients
+    *features, scalars = of_gradients(upstream, image, text, scale, to_image, to_text, by_scalars)
     if not any(ctx.needs_input_grad[:2]):
         features = [None, None]
     return *features, *scalars.unbind(), *(None,) * (inputs - 2 - len(by_scalars))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..backend import BackendName, resolve
+from . import small
 from .checks import as_scalar, check_features, product_dtype
 from .distributed import (
     BatchAgreement,
@@ -70,6 +71,8 @@ def siglip_loss(
     bias = as_scalar(OP, "logit_bias", 0.0 if logit_bias is None else logit_bias, image_features)
 
     def against(texts: Tensor, first: int | None) -> Tensor:
+        if small.fits(image_features, texts, chosen):
+            return small.sigmoid_loss(image_features, texts, scale, bias, first, dtype)
         gradients = torch.is_grad_enabled() and (
             image_features.requires_grad or texts.requires_grad
         )

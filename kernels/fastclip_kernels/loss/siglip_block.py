@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import small
 from .chunks import make_chunks
 from .op import custom_op, keep_gradients, kept_gradients, op_body
 from .sweeps import sigmoid
@@ -31,8 +30,6 @@ def siglip_block(
     backward sweep would cost their GEMM again.
     """
     with op_body(image):
-        if small.fits(image, text, backend):
-            return small.sigmoid(image, text, scale, bias, first, dtype, gradients)
         chunks = make_chunks(backend, image.device, dtype)
         sums, to_image, to_text = sigmoid(
             chunks, image.to(dtype), text.to(dtype), scale, bias, first, gradients=gradients

@@ -1,16 +1,20 @@
 """Losses of few pairs on a CPU, all of whose logits fit into the cache.
 
-Gradients are made in forward, while the logits are at hand: three GEMMs, and half as many calls as
-the sweeps make, which are what a small batch costs.
+Calls are what a small batch costs, so there are few: gradients are made in forward, while the logits
+are at hand, from three GEMMs; and they are functions of autograd, for an op of torch costs as much
+as ten of the passes below.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .checks import sum_dtype
+from .checks import autocast_is_on, sum_dtype
+from .cpu import log1p_sum, multiplies
+from .op import keep_gradients, kept_gradients
 from .sweeps import LOG2_E, Sums, finished, inner_product
 
 # A few matrices of so many float32 logits stay in a CPU's cache.
@@ -22,15 +26,37 @@ def fits(image: Tensor, text: Tensor, backend: str) -> bool:
     return on_cpu and backend == "torch" and len(image) * len(text) <= MOST_LOGITS
 
 
-def _widened(features: Tensor, dtype: torch.dtype) -> Tensor:
-    return features.to(dtype).to(sum_dtype(dtype))
+def softmax_loss(image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`clip_loss` of one process; features are multiplied in `dtype`."""
+    return _loss(_Softmax, _softmax, image, text, scale, dtype)
 
 
-def softmax(
+def sigmoid_loss(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, first: int | None, dtype: torch.dtype
+) -> Tensor:
+    """What `siglip_block` returns first."""
+    return _loss(_Sigmoid, _sigmoid, image, text, scale, bias, first, dtype)
+
+
+def _loss(function: Any, formula: Any, *arguments: Any) -> Tensor:
+    inputs = (each for each in arguments if isinstance(each, Tensor))
+    wanted = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
+    if not autocast_is_on("cpu"):
+        outputs = function.apply(*arguments) if wanted else formula(*arguments, False)
+        loss: Tensor = outputs[0]
+        return loss
+    with torch.autocast("cpu", enabled=False):  # which would round what is kept in `sum_dtype`
+        return _loss(function, formula, *arguments)
+
+
+# Each formula gives the loss, and if asked for its derivatives by the scalars, in `sum_dtype`, and
+# B / scale times those by image and text (B, D), in that or the dtype that they will be rounded to.
+
+
+def _softmax(
     image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `clip_small` returns."""
-    image, text = _widened(image, dtype), _widened(text, dtype)
+) -> tuple[Tensor, ...]:
+    (image, text), operands = _widened(image, text, dtype)
     u = (image * (scale * LOG2_E)) @ text.T
     both = torch.stack([u, u.T])  # images over texts, texts over images
     top = both.amax(2, keepdim=True)
@@ -39,16 +65,17 @@ def softmax(
     softmax = finished(Sums(top.squeeze(2), weight.sum(2), None), u.diagonal(), scale)
     loss = softmax.surprise.mean()
     if not gradients:
-        return loss, scale.new_empty(0), scale.new_empty(0), scale.new_empty(0)
+        return (loss,)
     weight.mul_(softmax.inverse.unsqueeze(2))
     c = weight[0].add_(weight[1].T).mul_(0.5)
     pairs = -softmax.missed.mean(0).unsqueeze(1)
-    to_image = (c @ text).addcmul_(pairs, text)
-    to_text = (c.T @ image).addcmul_(pairs, image)
+    to_image, to_text = _products(c, *operands)
+    to_image = to_image.to(c.dtype).addcmul_(pairs, text)
+    to_text = to_text.to(c.dtype).addcmul_(pairs, image)
     return loss, inner_product(image, to_image) / len(image), to_image, to_text
 
 
-def sigmoid(
+def _sigmoid(
     image: Tensor,
     text: Tensor,
     scale: Tensor,
@@ -56,24 +83,64 @@ def sigmoid(
     first: int | None,
     dtype: torch.dtype,
     gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `siglip_block` returns."""
-    image, text = _widened(image, dtype), _widened(text, dtype)
+) -> tuple[Tensor, ...]:
+    (image, text), operands = _widened(image, text, dtype)
     x = image @ text.T
-    z = torch.add(bias, x, alpha=float(scale))
+    z = torch.addcmul(bias, x, scale)
     if first is not None:  # a positive is a negative whose logit has the other sign
         z.diagonal(first).neg_()
-    if float(z.max()) < 40:
-        grown = z.exp_()  # of -log s(-z) = log(1 + e^z) and s(z) = e^z / (1 + e^z)
-        loss = grown.log1p().sum()
-        slope = grown.div_(grown + 1)
-    else:
-        loss = F.softplus(z, threshold=40).sum()  # e^-40 is nothing beside 40, in float64 too
-        slope = z.sigmoid_()
+    slope = z.sigmoid()
+    over = z.clamp(min=0).sum()  # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
+    grown = z.abs_().mul_(-LOG2_E).exp2_()
+    more = grown + 1
+    loss = (over + log1p_sum(grown, more, torch.empty_like(more))) / len(image)
+    if not gradients:
+        return (loss,)
     if first is not None:
         slope.diagonal(first).neg_()
-    by_scale, by_bias = x.mul_(slope).sum(), slope.sum()
-    sums = loss.div_(len(image)), by_scale.div_(len(image)), by_bias.div_(len(image))
-    if not gradients:
-        return *sums, scale.new_empty(0), scale.new_empty(0)
-    return *sums, slope @ text, slope.T @ image
+    by_scale, by_bias = (
+        torch.dot(x.flatten(), slope.flatten()) / len(image),
+        slope.sum() / len(image),
+    )
+    return loss, by_scale, by_bias, *_products(slope, *operands)
+
+
+def _widened(
+    image: Tensor, text: Tensor, dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Both rounded to `dtype`: as operands for logits, and for gradients, whose sums may be rounded."""
+    image, text = image.to(dtype), text.to(dtype)
+    wide = image.to(sum_dtype(dtype)), text.to(sum_dtype(dtype))
+    return wide, (image, text) if multiplies(dtype) else wide
+
+
+def _products(coefficients: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    coefficients = coefficients.to(image.dtype)
+    return coefficients @ text, coefficients.T @ image
+
+
+# Not with a `setup_context`, whose calls torch binds to a signature: 30 µs, a tenth of 64 pairs' time.
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        outputs = _softmax(*inputs, True)
+        keep_gradients(ctx, inputs, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        return kept_gradients(ctx, upstream, 4)
+
+
+class _Sigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        outputs = _sigmoid(*inputs, True)
+        keep_gradients(ctx, inputs, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        return kept_gradients(ctx, upstream, 6)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import sum_dtype
+from .cpu import log1p_sum, multiplies
 from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
 
-# Of one buffer of float32 logits; there are two, or three. A CPU's second and third level of cache, and
+# Of one buffer of float32 logits; there are two, or four. A CPU's second and third level of cache, and
 # enough to fill the device elsewhere.
 CHUNK_BYTES_CPU = 4 << 20
 CHUNK_BYTES = 32 << 20
@@ -34,8 +35,10 @@ class TorchChunks:
         # A GEMM's result has its inputs' dtype, but for CUDA's half precision
         self._half = device.type == "cuda" and self._wide != dtype and torch.version.hip is None
         self._on_cpu = device.type == "cpu"
+        # of coefficients, whose products may be rounded: their sum will be, to the features' dtype
+        self._narrow = self._half or (self._on_cpu and multiplies(dtype))
         self._empty = torch.empty(0, dtype=self._wide, device=device)
-        self._buffers = [self._empty] * 3
+        self._buffers = [self._empty] * 4
         # Keeps coefficients of a softmax over 86,000 keys, 1e-5, out of float16's subnormal range
         # in a GEMM. They are at most 2, so that nothing overflows.
         self.lift = 1024.0 if self._half and dtype == torch.float16 else 1.0
@@ -103,24 +106,26 @@ class TorchChunks:
         else:
             column_top, column_factor = columns
             other = self._buffer(1, c.shape)
-            if self._shares_exponential(c, rows[0], column_top):
-                # one exponential: 2^(u - top_j) = 2^(u - top_i) 2^(top_i - h) 2^(h - top_j)
-                highest = rows[0].max()
-                row_part = torch.exp2(rows[0] - highest)
+            highest = self._shared_top(c, rows[0], column_top)
+            if highest is not None:
+                # one exponential: 2^(u - top) = 2^(u - h) 2^(h - top), of the row as of the column
+                row_part = torch.exp2(highest - rows[0]) * rows[1]
                 column_part = torch.exp2(highest - column_top) * column_factor
-                torch.addr(factor.expand(c.shape), row_part, column_part, out=other)
-                c.sub_(top).exp2_().mul_(other)
+                torch.add(row_part.unsqueeze(1), column_part, out=other)
+                c.sub_(highest).exp2_().mul_(other)
             else:
                 torch.sub(c, column_top, out=other).exp2_().mul_(column_factor)
                 c.sub_(top).exp2_().mul_(factor).add_(other)
         c.diagonal(first).zero_()
-        return c
+        return self._as_operand(c)
 
-    def _shares_exponential(self, u: Tensor, row_top: Tensor, column_top: Tensor) -> bool:
-        """Whether 2^(u - top_i) says enough of 2^(u - top_j): no top_j is far below a top_i."""
+    def _shared_top(self, u: Tensor, row_top: Tensor, column_top: Tensor) -> Tensor | None:
+        """The largest top, where 2^(u - it) says enough of all rows and columns: no top is far below."""
         if not self._on_cpu or u.numel() <= _FEW:
-            return False
-        return float(row_top.max() - column_top.min()) < _SPAN
+            return None
+        highest = torch.maximum(row_top.max(), column_top.max())
+        lowest = torch.minimum(row_top.min(), column_top.min())
+        return highest if float(highest - lowest) < _SPAN else None
 
     def sigmoid(
         self,
@@ -139,8 +144,9 @@ class TorchChunks:
         scratch = self._buffer(2, x.shape)
         if self._on_cpu and float(u.max()) < _SPAN:
             grown = u.exp2_()  # of -log σ(-z) = log(1 + e^z) and σ(z) = e^z / (1 + e^z)
-            loss = torch.log1p(grown, out=scratch).sum()
-            slope = grown.div_(torch.add(grown, 1, out=scratch))
+            more = torch.add(grown, 1, out=scratch)
+            loss = log1p_sum(grown, more, self._buffer(3, x.shape))
+            slope = grown.div_(more)
         else:
             z = u.div_(LOG2_E)
             loss = F.softplus(z, threshold=40).sum()  # e^-40 is nothing beside 40, in float64 too
@@ -148,13 +154,20 @@ class TorchChunks:
         if first is not None:
             slope.diagonal(first).neg_()
         sums = Sigmoid(loss, x.mul_(slope).sum(), slope.sum())
-        return sums, slope if self.lift == 1 or not slopes else slope.mul_(self.lift)
+        if not slopes:
+            return sums, slope
+        return sums, self._as_operand(slope if self.lift == 1 else slope.mul_(self.lift))
 
     def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
         if self._half:
-            total += torch.mm(coefficients.to(self._dtype), features, out_dtype=torch.float32)
+            total += torch.mm(coefficients, features, out_dtype=torch.float32)
+        elif self._narrow:
+            total += torch.mm(coefficients, features)
         else:
             total.addmm_(coefficients, features.to(self._wide))
+
+    def _as_operand(self, coefficients: Tensor) -> Tensor:
+        return coefficients.to(self._dtype) if self._narrow else coefficients
 
     def _exponents(self, queries: Tensor, keys: Tensor, scale2: Tensor) -> Tensor:
         if self._half:  # a scaled query would be rounded
