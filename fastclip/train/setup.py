@@ -16,7 +16,6 @@ from torch.amp import GradScaler
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
 from fastclip.data.build import DataLoaders, build_data
-from fastclip.data.loader import TrainLoader
 from fastclip.data.packing import PackRule
 from fastclip.data.tokenizer import build_tokenizer
 from fastclip.errors import UserError
@@ -31,11 +30,11 @@ from fastclip.train.compiling import set_up_compiling
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.gradient_sync import in_ddp, syncs_of
-from fastclip.train.losses import gather_early, make_loss
+from fastclip.train.losses import gather_early, loss_backend, make_loss
 from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
-from fastclip.train.packed_captions import Texts, choose_packing, texts_for_teacher
-from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
+from fastclip.train.packed_captions import choose_packing, example_texts, texts_for_teacher
+from fastclip.train.precision import autocast_factory, input_dtype, make_scaler, product_dtype
 from fastclip.train.progress import Progress, make_progress
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
 from fastclip.train.report import Guard, Report
@@ -123,6 +122,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         teacher_packed=pack is not None and not pack.keep_dense,
     )
     if config.trains:
+        loss_backend(config.loss, world.device, product_dtype(config.precision))
         set_up_compiling(model, config, world.device)
 
     optimizer = scaler = None
@@ -271,7 +271,7 @@ def build_run(
             parts.model,
             world.device,
             config.precision,
-            _example_texts(loader, config.data.batch_size, parts.context_length),
+            example_texts(loader, config.data.batch_size, parts.context_length),
         ),
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
@@ -295,13 +295,6 @@ def build_run(
         evaluate=partial(evaluation.run, steps_per_epoch=steps_per_epoch),
         begin_epoch=partial(_begin_epoch, config, world, parts, report, progress),
     )
-
-
-def _example_texts(loader: TrainLoader, batch_size: int, context_length: int) -> Texts:
-    """Captions of one batch as shapes."""
-    if loader.packer is None:
-        return torch.empty(batch_size, context_length, dtype=torch.int64, device="meta")
-    return loader.packer.shapes(batch_size, context_length)
 
 
 def _begin_epoch(
