@@ -147,13 +147,17 @@ def _loss(config: TrainConfig, device: torch.device) -> Answer:
 
 
 def _optimizer(config: TrainConfig, device: torch.device) -> Answer:
-    """Of a model with one weight and one bias: apex is tried on the device itself."""
-    optimizer = build_optimizer(config.optim, nn.Linear(1, 1, device=device))
+    optimizer = build_optimizer(config.optim, smallest_model(device))
     kind = type(optimizer)
     fused = ", fused" if optimizer.defaults.get("fused") else ""
     if config.optim.optimizer_impl == "apex":
         return Answer("NVIDIA apex's FusedAdam")
     return Answer(f"{kind.__name__} of {kind.__module__.split('.')[0]}{fused}")
+
+
+def smallest_model(device: torch.device) -> nn.Module:
+    """One weight, one bias, on the device itself: apex tries a step there."""
+    return nn.Linear(1, 1, device=device)
 
 
 def _compile(model: Any, config: TrainConfig, device: torch.device) -> Answer:
