@@ -53,7 +53,8 @@ class Asking:
 
 
 def _refused(name: str, error: FastclipError) -> Finding:
-    """The trainer's one line; what follows its first `; ` is the remedy."""
+    """The trainer's one line; what follows its last `; ` is the remedy."""
     missing = isinstance(error, (EnvironmentProblem, InputMissing))
-    found, _, advice = " ".join(str(error).split()).partition("; ")
+    what, semicolon, remedy = " ".join(str(error).split()).rpartition("; ")
+    found, advice = (what, remedy) if semicolon else (remedy, "")
     return Finding(name, "missing" if missing else "broken", found, advice, error.exit_code)
