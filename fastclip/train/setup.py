@@ -35,12 +35,13 @@ from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
 from fastclip.train.packed_captions import choose_packing, example_texts, texts_for_teacher
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler, product_dtype
+from fastclip.train.profiling import InPart, ProfiledSteps, UpdateInParts, steps_to_profile
 from fastclip.train.progress import Progress, make_progress
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
 from fastclip.train.report import Guard, Report
 from fastclip.train.run_folder import RunFolder
 from fastclip.train.seeds import epoch_seed, seed_everything, step_seed
-from fastclip.train.step import AccumulateStep, Forward, PlainStep, Step
+from fastclip.train.step import AccumulateStep, Forward, Loss, PlainStep, Step, Updating
 from fastclip.train.writers import Writers
 
 logger = logging.getLogger(__name__)
@@ -247,12 +248,32 @@ def build_run(
         nonfinite=config.optim.nonfinite,
     )
     loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
-    forward = Forward(
-        gather_early(parts.wrapped, loss, world, model=parts.model, accum_freq=accum_freq),
-        parts.teacher,
-        input_dtype(config.precision),
-        texts_for_teacher(parts.pack),
-    )
+    towers = gather_early(parts.wrapped, loss, world, model=parts.model, accum_freq=accum_freq)
+    syncs = syncs_of(parts.wrapped)
+
+    def make_step(teacher: Callable[..., Any] | None, loss: Loss, update: Updating) -> Step:
+        texts = texts_for_teacher(parts.pack)
+        forward = Forward(towers, teacher, input_dtype(config.precision), texts)
+        if accum_freq == 1:
+            return PlainStep(forward, loss, update, autocast)
+        return AccumulateStep(forward, loss, update, autocast, syncs)
+
+    step, batches = make_step(parts.teacher, loss, update), loader.epoch
+    if config.log.profile and world.is_first:
+        steps_of_run = steps_per_epoch * (config.epochs - parts.start_epoch)
+        count = steps_to_profile(config.log.profile, steps_of_run)
+        if count:
+            taught = None if parts.teacher is None else InPart("teacher", parts.teacher)
+            profiled = ProfiledSteps(
+                make_step(taught, InPart("loss", loss), UpdateInParts(update)),
+                step,
+                batches,
+                model=parts.model,
+                steps=count,
+                folder=folder.path / "profile",
+                device=world.device,
+            )
+            step, batches = profiled, profiled.batches
     clock = StepClock()
     progress = make_progress(steps_per_epoch, first_rank=world.is_first)
     report = Report(
@@ -283,11 +304,9 @@ def build_run(
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         accum_freq=accum_freq,
-        batches=loader.epoch,
+        batches=batches,
         before_step=_before_step(schedule, parts.model, config, world),
-        step=PlainStep(forward, loss, update, autocast)
-        if accum_freq == 1
-        else AccumulateStep(forward, loss, update, autocast, syncs_of(parts.wrapped)),
+        step=step,
         clock=clock,
         report=report,
         progress=progress,

@@ -228,6 +228,8 @@ def test_the_apexes(outcome: Import, verdict: str, says: str) -> None:
         ({"NCCL_DEBUG": "info"}, "NCCL_DEBUG", "slower", 0),
         ({"NCCL_IB_DISABLE": "1", "SLURM_NNODES": "4"}, "NCCL_IB_DISABLE", "slower", 0),
         ({"NCCL_SOCKET_IFNAME": "bond0"}, "NCCL_SOCKET_IFNAME", "broken", 69),
+        ({"NCCL_SOCKET_IFNAME": "=eth"}, "NCCL_SOCKET_IFNAME", "broken", 69),
+        ({"NCCL_SOCKET_IFNAME": "^eth,ib,lo"}, "NCCL_SOCKET_IFNAME", "broken", 69),
         ({"NCCL_IB_HCA": "mlx4_0"}, "NCCL_IB_HCA", "broken", 0),
     ],
 )
