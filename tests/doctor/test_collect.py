@@ -92,6 +92,7 @@ esac""",
     first, second = driver.gpus
     assert (first.name, first.total_mib, first.used_mib) == ("NVIDIA H100 80GB HBM3", 81559, 1024)
     assert first.processes == ("process 12, 1000 MiB", "process 13")
+    assert (first.mig, second.mig) == (False, False)
     assert (second.index, second.total_mib, second.compute_mode) == (1, 0, "Exclusive_Process")
     assert second.processes == ()
 

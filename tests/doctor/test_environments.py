@@ -106,6 +106,7 @@ def test_flash_attn_that_crashes(
     assert findings["flash-attn 2"].verdict == "broken"
     assert "SIGSEGV" in findings["flash-attn 2"].found
     assert findings["attention"].verdict == ("missing" if flag else "ok")
+    assert ("SIGSEGV" in findings["attention"].found) == bool(flag)
     assert found.status == status
 
 
