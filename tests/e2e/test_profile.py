@@ -30,7 +30,7 @@ def parts_of(run: Path) -> tuple[dict[str, Any], dict[str, float]]:
     return record, {part["name"]: part["host_ms"] for part in record["parts"]}
 
 
-@pytest.mark.parametrize("accum", ["1", "2"])
+@pytest.mark.parametrize("accum", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_profile_is_of_n_steps_and_changes_nothing(accum: str, tmp_path: Path) -> None:
     samples = str(
         12 * 8 * int(accum)
