@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from fastclip.doctor.asking import Answer, Asking
 from fastclip.doctor.barred import barred
 from fastclip.doctor.finding import Finding
 from fastclip.doctor.machine import Built, Case, Machine
+from fastclip.errors import InputMissing
 from fastclip.model.factory import create_training_model
 from fastclip.model.model_config import tokenizer_spec
+from fastclip.model.pretrained import find_pretrained, is_path
 from fastclip.optim.build import build_optimizer
 from fastclip.train.attention import set_up_attention
 from fastclip.train.compiling import set_up_compiling
@@ -45,6 +48,8 @@ def ask(machine: Machine, config: TrainConfig) -> tuple[Built, list[Finding]]:
         asked = Asking(refused)
         model = asked("model", lambda: _model(config))
         tokenizer = asked("tokenizer", lambda: _tokenizer(config, model))
+        if config.model.pretrained or config.checkpoint.resume:
+            asked("weights", lambda: _weights(config))
         asked("decoder", lambda: _decoder(config, device))
         pack = None
         if model is not None:
@@ -82,6 +87,20 @@ def _model(config: TrainConfig) -> Answer:
         "the native ViT models have these",
         model,
     )
+
+
+def _weights(config: TrainConfig) -> Answer:
+    """Files that are named, looked for; nothing is read or downloaded."""
+    name, resume, said = config.model.pretrained, config.checkpoint.resume, []
+    if name and is_path(name):
+        said.append(f"--pretrained {find_pretrained(config.model.name, name, None).path}")
+    elif name:
+        said.append(f"--pretrained {name}, a tag: downloaded unless it is in the cache")
+    if resume is not None:
+        if resume != "latest" and "://" not in resume and not Path(resume).is_file():
+            raise InputMissing(f"--resume {resume}: no such file")
+        said.append(f"--resume {resume}")
+    return Answer(", ".join(said))
 
 
 def _tokenizer(config: TrainConfig, model: Any) -> Answer:

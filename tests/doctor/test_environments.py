@@ -29,7 +29,7 @@ def _no_cache_of_the_tester(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
 def report(machine: Machine, *words: str) -> Report:
     found = examine(machine, flags(*words))
     assert problems(found.as_json()) == []
-    assert "\n\n" in found.text()
+    assert not any("\n" in f.found + f.advice for f in found.findings)
     return found
 
 
@@ -137,6 +137,20 @@ def test_an_import_that_ends_python_is_told_where_the_trainer_would_make_it(
     assert attention.verdict == "broken"
     assert "would import flash_attn_interface" in attention.found
     assert found.status == 69
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "status"),
+    [
+        (("--pretrained", "/nowhere/a.pt"), "missing", 66),
+        (("--resume", "/nowhere/epoch_3.pt"), "missing", 66),
+        (("--resume", "latest", "--pretrained", "openai"), "ok", 0),
+        (("--resume", __file__), "ok", 0),
+    ],
+)
+def test_weights_that_flags_name(words: tuple[str, ...], verdict: str, status: int) -> None:
+    weights = by_name(report(BARE, *words).findings)["weights"]
+    assert (weights.verdict, weights.status) == (verdict, status)
 
 
 def test_the_answers_are_the_trainers(caplog: pytest.LogCaptureFixture) -> None:
