@@ -46,13 +46,14 @@ def _threads(case: Case) -> Finding:
     text = environment.get(name)
     share = max(1, int(_cpus(case) // case.local_ranks))
     if text is None:
-        if case.local_ranks == 1 or "TORCHELASTIC_RUN_ID" in environment:
-            return Finding(name, "ok", "unset")
+        by_slurm = "SLURM_JOB_ID" in environment and "TORCHELASTIC_RUN_ID" not in environment
+        if case.local_ranks == 1 or not by_slurm:
+            return Finding(name, "ok", "unset; torchrun sets 1 for each of several processes")
         return Finding(
             name,
             "slower",
             f"unset; under srun each of {case.local_ranks} processes starts {case.machine.cpu_count} threads",
-            f"export OMP_NUM_THREADS={share} (torchrun sets 1 by itself)",
+            f"export OMP_NUM_THREADS={share} (no need under torchrun, which sets 1)",
         )
     threads = int(text) if text.isdigit() else 0
     if threads < 1:

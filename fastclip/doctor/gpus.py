@@ -57,7 +57,7 @@ def _occupation(gpu: DriverGpu, case: Case) -> Finding:
             f"nvidia-smi -i {gpu.index} -c DEFAULT, as administrator",
             status,
         )
-    if gpu.compute_mode == "Exclusive_Process" and gpu.processes:
+    if gpu.compute_mode == "Exclusive_Process" and gpu.processes and not _torch_can_use_all(case):
         return Finding(
             name,
             "broken",
@@ -84,6 +84,11 @@ def _occupation(gpu: DriverGpu, case: Case) -> Finding:
             f"a whole GPU: nvidia-smi -i {gpu.index} -mig 0, as administrator",
         )
     return Finding(name, "ok", used)
+
+
+def _torch_can_use_all(case: Case) -> bool:
+    """So also where NVIDIA's MPS holds a GPU in exclusive mode: it lets others in."""
+    return case.has_gpu and all(gpu.problem is None for gpu in case.machine.torch.gpus)
 
 
 def _is_visible(gpu: DriverGpu, case: Case) -> bool:

@@ -60,10 +60,19 @@ def test_a_gpu_in_use(
     facts: dict[str, Any], variables: dict[str, str], verdict: str, status: int, says: str
 ) -> None:
     machine = with_environment(with_gpu(EVERYTHING, **facts), **variables)
+    busy = TorchGpu(problem="CUDA-capable device(s) is/are busy or unavailable")
+    machine = replace(machine, torch=replace(machine.torch, gpus=(busy, *machine.torch.gpus[1:])))
     finding = judged(gpus.check, machine)["gpu 0 in use"]
     assert (finding.verdict, finding.status) == (verdict, status)
     assert says in finding.found
     assert judged(gpus.check, machine, "--device", "cpu")["gpu 0 in use"].status == 0
+
+
+def test_a_gpu_shared_by_mps() -> None:
+    """In exclusive mode, held by NVIDIA's MPS, and torch can use it: so can a run."""
+    held = with_gpu(EVERYTHING, compute_mode="Exclusive_Process", processes=("process 7, 30 MiB",))
+    finding = judged(gpus.check, held)["gpu 0 in use"]
+    assert (finding.verdict, finding.status) == ("slower", 0)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +312,7 @@ def test_cpus() -> None:
 @pytest.mark.parametrize(
     ("threads", "words", "verdict"),
     [
-        (None, (), "slower"),  # four processes that take 64 each
+        (None, (), "slower"),  # four processes of srun that take 64 each
         (None, ("--device", "cpu"), "ok"),
         ("1", (), "ok"),
         ("16", (), "ok"),
@@ -314,8 +323,11 @@ def test_cpus() -> None:
 )
 def test_threads(threads: str | None, words: tuple[str, ...], verdict: str) -> None:
     environment = {} if threads is None else {"OMP_NUM_THREADS": threads}
-    machine = replace(EVERYTHING, environment=environment)
-    assert judged(cpus.check, machine, *words)["OMP_NUM_THREADS"].verdict == verdict
+    for launcher in ({"SLURM_JOB_ID": "1"}, {}, {"SLURM_JOB_ID": "1", "TORCHELASTIC_RUN_ID": "2"}):
+        machine = replace(EVERYTHING, environment=environment | launcher)
+        left_to_torchrun = threads is None and launcher != {"SLURM_JOB_ID": "1"}
+        wanted = "ok" if left_to_torchrun else verdict
+        assert judged(cpus.check, machine, *words)["OMP_NUM_THREADS"].verdict == wanted
 
 
 def test_numa() -> None:
