@@ -12,14 +12,12 @@ from torch import nn
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.build import why_not_dali
 from fastclip.data.decode_dali import INSTALL as INSTALL_DALI
-from fastclip.data.tokenizer import build_tokenizer
 from fastclip.doctor.asking import Answer, Asking
 from fastclip.doctor.barred import barred
 from fastclip.doctor.finding import Finding
 from fastclip.doctor.machine import Built, Case, Machine
 from fastclip.errors import InputMissing
 from fastclip.model.factory import create_training_model
-from fastclip.model.model_config import tokenizer_spec
 from fastclip.model.pretrained import find_pretrained, is_path
 from fastclip.optim.build import build_optimizer
 from fastclip.train.attention import set_up_attention
@@ -28,7 +26,7 @@ from fastclip.train.distributed import usable_device_type
 from fastclip.train.losses import loss_backend
 from fastclip.train.packed_captions import choose_packing
 from fastclip.train.precision import product_dtype
-from fastclip.train.setup import check_vocabulary
+from fastclip.train.setup import check_vocabulary, tokenizer_of
 from fastclip_kernels.self_attention.dispatch import choose, facts_of
 
 
@@ -104,14 +102,7 @@ def _weights(config: TrainConfig) -> Answer:
 
 
 def _tokenizer(config: TrainConfig, model: Any) -> Answer:
-    tokenizer = build_tokenizer(
-        tokenizer_spec(
-            config.model.name,
-            context_length=config.model.force_context_length,
-            tokenizer_file=config.model.tokenizer,
-            cache_dir=config.model.cache_dir,
-        )
-    )
+    tokenizer = tokenizer_of(config.model)
     check_vocabulary(tokenizer, model, config.model)
     found = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids, context {tokenizer.context_length}"
     return Answer(found, value=tokenizer)

@@ -17,7 +17,7 @@ from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
 from fastclip.data.build import DataLoaders, build_data
 from fastclip.data.packing import PackRule
-from fastclip.data.tokenizer import build_tokenizer
+from fastclip.data.tokenizer import Tokenizer, build_tokenizer
 from fastclip.errors import UserError
 from fastclip.model.factory import create_teacher, create_training_model
 from fastclip.model.model_config import tokenizer_spec
@@ -104,14 +104,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
             teacher.fuse_patch_embed()  # type: ignore[operator]
     seed_everything(config.seed + world.rank)
     prepare_for_training(model, config.model)
-    tokenizer = build_tokenizer(
-        tokenizer_spec(
-            config.model.name,
-            context_length=config.model.force_context_length,
-            tokenizer_file=config.model.tokenizer,
-            cache_dir=config.model.cache_dir,
-        )
-    )
+    tokenizer = tokenizer_of(config.model)
     check_vocabulary(tokenizer, model, config.model)
     pack = choose_packing(model, teacher, config)
     set_up_attention(
@@ -174,6 +167,18 @@ def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
         assert parts.data.train is not None
         recompute_less_if_it_fits(parts.model, parts.teacher, parts.data.train, config, world)
     return replace(parts, wrapped=wrap(parts.model, config, world))
+
+
+def tokenizer_of(config: ModelConfig) -> Tokenizer:
+    """What `--model`, `--tokenizer` and their companions ask for; raises as `build_tokenizer`."""
+    return build_tokenizer(
+        tokenizer_spec(
+            config.name,
+            context_length=config.force_context_length,
+            tokenizer_file=config.tokenizer,
+            cache_dir=config.cache_dir,
+        )
+    )
 
 
 def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:
