@@ -30,7 +30,8 @@ DOORS: dict[str, set[str]] = {
     "eval": {"config", *SHARED},
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "api": {"config", "data", "model", *SHARED},
-    "cli": {"", "api", "config", "data", "eval", "model", "optim", "train", *SHARED},
+    "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
+    "cli": {"", "api", "config", "data", "doctor", "eval", "model", "optim", "train", *SHARED},
 }
 HEAVY = ("nvidia.dali", "webdataset", "tensorboard", "torch.utils.tensorboard", "wandb", "triton")
 
@@ -184,6 +185,7 @@ def loaded_after(code: str) -> set[str]:
         "from fastclip.cli.main import main; main(['train', '--help'])",
         "from fastclip.cli.main import main; main(['train', '--lr', 'x'])",
         "from fastclip.cli.main import main; main(['train', '--trace'])",
+        "from fastclip.cli.main import main; main(['doctor', '--help'])",
     ],
 )
 def test_nothing_heavy_is_loaded_at_start(code: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,11 +11,13 @@ from typing import cast
 
 from fastclip import __version__
 from fastclip.cli.job import Job
+from fastclip.cli.stdout import flush, silence
 from fastclip.errors import ExitCode, FastclipError, UserError
 
 # name -> (module with `prepare(argv) -> Job`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("fastclip.cli.train", "train or evaluate a CLIP model, with OpenCLIP's flags"),
+    "doctor": ("fastclip.cli.doctor", "look at this machine for a run with these flags of train"),
 }
 
 
@@ -49,29 +50,17 @@ def _prepare(words: Sequence[str]) -> Job | None:
             return prepare(words[1:])
         else:
             raise UserError(_unknown(words[0]))
-        _flush()
+        flush()
     except SystemExit:  # argparse, after it printed the help
-        _flush()
+        flush()
     except BrokenPipeError:  # `fastclip --help | head`: the reader has seen enough
-        _silence_stdout()
+        silence()
     return None
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _silence_stdout()
-
-
-def _silence_stdout() -> None:
-    """Python flushes stdout once more at exit; let that go nowhere instead of complaining."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(job: Job) -> int:
     try:
-        job.run()
+        status = job.run()
     except FastclipError as error:
         if job.debug:
             traceback.print_exc()
@@ -82,7 +71,7 @@ def _run(job: Job) -> int:
     except Exception:
         traceback.print_exc()
         return ExitCode.BUG
-    return ExitCode.DONE
+    return ExitCode.DONE if status is None else status
 
 
 def _report(who: str, error: FastclipError) -> None:

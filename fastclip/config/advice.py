@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastclip.config.train_config import TrainConfig
 
 # What compiles, computes or sends in training alone
-_OF_TRAINING = ("torchcompile", "optimizer_impl", "allreduce_dtype")
+_OF_TRAINING = ("torchcompile", "optimizer_impl", "allreduce_dtype", "profile")
 
 
 def advice(config: TrainConfig, processes: int) -> list[str]:

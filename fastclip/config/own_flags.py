@@ -122,6 +122,14 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             "the device once a step unless --nonfinite is ignore. Checkpoints are the same",
         ),
         add(
+            "--profile",
+            type=int,
+            default=0,
+            metavar="N",
+            help="profile N steps after a warm-up of 5: a trace for Chrome and a table by part, in "
+            "LOGS/NAME/profile/; 0 for none",
+        ),
+        add(
             "--tokenizer",
             type=str,
             default=None,

@@ -332,10 +332,17 @@ class LogConfig:
     debug: bool = False
     log_every_n_steps: int = 100  # optimiser steps
     copy_codebase: bool = False
+    profile: int = 0  # ours; steps
 
     def __post_init__(self) -> None:
         checks = _Checks()
         checks.positive("--log-every-n-steps", self.log_every_n_steps)
+        checks.not_negative("--profile", self.profile)
+        checks.refuse_if(
+            self.profile > 0 and not self.enabled,
+            f"--profile {self.profile} writes into the run's folder, and --logs none makes none: "
+            "drop one of the two",
+        )
         checks.done()
 
     @property

@@ -121,7 +121,7 @@ def _train_loader(
     packer = None if pack is None else _packer(cfg, source, tokenizer, pack, sentences)
     sampler = AugmentSampler(cfg.augment, preprocess, seed)
     preparer: Preparer
-    refusal = decode_dali.available() if cfg.decoder != "pillow" else "--decoder pillow"
+    refusal = why_not_dali(cfg)
     if refusal is None:
         preparer = EncodedTrain(sampler, tokenizer)
         where = "GPU" if device.type == "cuda" else "CPU"
@@ -133,10 +133,6 @@ def _train_loader(
             cfg.batch_size,
             device,
             max(1, cfg.workers),
-        )
-    elif cfg.decoder == "dali":
-        raise EnvironmentProblem(
-            f"--decoder dali: {refusal}. Install it with: {decode_dali.INSTALL}"
         )
     else:
         erasing = random_erasing(preprocess, cfg.augment)
@@ -157,6 +153,21 @@ def _train_loader(
         sentences=[*sentences, *augment_warnings(cfg.augment)],
         packer=packer,
     )
+
+
+def why_not_dali(cfg: DataConfig) -> str | None:
+    """Why Pillow decodes training pictures; None where DALI does.
+
+    EnvironmentProblem for `--decoder dali` without it.
+    """
+    if cfg.decoder == "pillow":
+        return "--decoder pillow"
+    refusal = decode_dali.available()
+    if refusal is not None and cfg.decoder == "dali":
+        raise EnvironmentProblem(
+            f"--decoder dali: {refusal}. Install it with: {decode_dali.INSTALL}"
+        )
+    return refusal
 
 
 def _packer(

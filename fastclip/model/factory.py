@@ -153,7 +153,12 @@ def create_model(
 
 
 def create_training_model(
-    config: ModelConfig, precision: str, device: str | torch.device, siglip: bool
+    config: ModelConfig,
+    precision: str,
+    device: str | torch.device,
+    siglip: bool,
+    *,
+    load_weights: bool = True,
 ) -> nn.Module:
     """The model that `--model` and its companions describe, returning dicts.
 
@@ -165,6 +170,7 @@ def create_training_model(
         config.pretrained or None,
         precision,
         device,
+        load_weights=load_weights,
         force_quick_gelu=config.force_quick_gelu,
         force_custom_text=config.force_custom_text,
         force_patch_dropout=config.force_patch_dropout,

@@ -40,6 +40,11 @@ class Pretrained(NamedTuple):
     quick_gelu: bool | None  # None: not said
 
 
+def is_path(pretrained: str) -> bool:
+    """Whether `--pretrained` means a file, there or not, and no tag of the reference."""
+    return "/" in pretrained or pretrained.endswith(_WEIGHT_SUFFIXES) or Path(pretrained).exists()
+
+
 def find_pretrained(model_name: str, pretrained: str, cache_dir: str | None) -> Pretrained:
     """The file that `--pretrained` means: a path, or a tag of the reference (downloaded by
     open_clip).
@@ -49,7 +54,7 @@ def find_pretrained(model_name: str, pretrained: str, cache_dir: str | None) -> 
     """
     if Path(pretrained).is_file():
         return Pretrained(Path(pretrained), {}, None)
-    if "/" in pretrained or pretrained.endswith(_WEIGHT_SUFFIXES) or Path(pretrained).exists():
+    if is_path(pretrained):
         raise InputMissing(f"--pretrained {pretrained}: no such file")
     optional.require(
         "open_clip",

@@ -24,10 +24,10 @@ def set_up_attention(
     *,
     packed: bool,  # the model reads packed captions
     teacher_packed: bool,
-) -> None:
+) -> str:
     """Give the towers of both the attention of `--attention`; open_clip's own models keep theirs.
 
-    Asked of torch's settings: whether algorithms must be deterministic.
+    Returns what `model` got, and why. Asked of torch's settings: whether algorithms must be deterministic.
     Raises UserError, EnvironmentProblem where the one that was named cannot run.
     """
     backend, dtype = config.model.attention, product_dtype(config.precision)
@@ -40,10 +40,12 @@ def set_up_attention(
         raise UserError(
             "--attention varlen is for packed captions, and this run packs none: use --attention sdpa"
         )
-    logger.info("attention: %s", _set_up(model, backend, dtype, device, packed))
+    chosen = _set_up(model, backend, dtype, device, packed)
+    logger.info("attention: %s", chosen)
     if teacher is not None:
         line = _set_up(teacher, backend, dtype, device, teacher_packed)
         logger.info("attention of the teacher: %s", line)
+    return chosen
 
 
 def _set_up(

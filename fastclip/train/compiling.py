@@ -14,39 +14,42 @@ from fastclip.errors import EnvironmentProblem
 logger = logging.getLogger(__name__)
 
 
-def set_up_compiling(model: Any, config: TrainConfig, device: torch.device) -> None:
+def set_up_compiling(model: Any, config: TrainConfig, device: torch.device) -> str:
     """Compile `model` for training where that is asked for, or on a GPU where nothing speaks against it.
 
     Models of ours block by block; others, with --torchcompile only, as a whole. In place and without a name changed.
-    EnvironmentProblem where --torchcompile is given and nothing can be compiled here.
+    Returns what is compiled, or why nothing is. EnvironmentProblem where --torchcompile is given and nothing can be
+    compiled here.
     """
     asked, ours = config.model.torchcompile, hasattr(model, "compile_blocks")
     if not asked:
         reason = _why_not(config, device, ours)
         if reason is not None:
-            logger.info("blocks are not compiled: %s", reason)
-            return
+            return _said(logging.INFO, f"blocks are not compiled: {reason}")
     problem = compiler_problem(device)
     if problem is not None and asked:
         raise EnvironmentProblem(
             f"--torchcompile: torch.compile does not work here ({problem}); drop the flag"
         )
     if problem is not None:
-        logger.warning(
+        return _said(
+            logging.WARNING,
             "blocks are not compiled, so LayerNorms and activations are slower: torch.compile does not work here "
-            "(%s); --no-fused-pointwise says that this is all right",
-            problem,
+            f"({problem}); --no-fused-pointwise says that this is all right",
         )
-        return
     # Blocks are compiled inside DDP's forward, where dynamo would split each graph at DDP's bucket boundaries. A
     # block's gradients are ready together when its own backward ends: nothing is gained by a split.
     torch._dynamo.config.optimize_ddp = False
     if ours:
         model.compile_blocks(sum_biases=device.type == "cuda")
-        logger.info("blocks are compiled, one graph for all blocks of a tower")
-    else:
-        model.compile()
-        logger.info("the model is compiled as a whole: it is not one of fastclip's own")
+        return _said(logging.INFO, "blocks are compiled, one graph for all blocks of a tower")
+    model.compile()
+    return _said(logging.INFO, "the model is compiled as a whole: it is not one of fastclip's own")
+
+
+def _said(level: int, line: str) -> str:
+    logger.log(level, "%s", line)
+    return line
 
 
 def _why_not(config: TrainConfig, device: torch.device, ours: bool) -> str | None:

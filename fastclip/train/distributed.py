@@ -102,6 +102,16 @@ def _first_of(names: tuple[str, ...], environment: Mapping[str, str], default: i
     return default
 
 
+def local_size(environment: Mapping[str, str], default: int) -> int:
+    """Processes on this machine, as the launcher says; `default` where none does."""
+    return _first_of(_LOCAL_SIZE, environment, default)
+
+
+def world_size(environment: Mapping[str, str], default: int) -> int:
+    """Processes of the run, as the launcher says; `default` where none does."""
+    return _first_of(_WORLD_SIZE, environment, default)
+
+
 def is_distributed(environment: Mapping[str, str]) -> bool:
     """More than one process, by WORLD_SIZE, else by SLURM_NTASKS (the reference's rule)."""
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):
@@ -110,7 +120,7 @@ def is_distributed(environment: Mapping[str, str]) -> bool:
     return False
 
 
-def _usable_device_type(device: str) -> str:
+def usable_device_type(device: str) -> str:
     """`device` without its index; "cpu" (with a warning, as the reference) where the machine has no such device."""
     kind = device.split(":", maxsplit=1)[0]
     checks: dict[str, Callable[[], bool]] = {
@@ -142,7 +152,7 @@ def init_world(config: DistributedConfig) -> World:
     be formed.
     """
     environment = os.environ
-    kind = _usable_device_type(config.device)
+    kind = usable_device_type(config.device)
     name = config.device if kind == config.device.split(":", maxsplit=1)[0] else kind
     if not is_distributed(environment):
         _check_gpu_index(torch.device(name), config.device)
@@ -150,7 +160,7 @@ def init_world(config: DistributedConfig) -> World:
 
     local_rank = _first_of(_LOCAL_RANK, environment, 0)
     rank = _first_of(_RANK, environment, 0)
-    size = _first_of(_WORLD_SIZE, environment, 1)
+    size = world_size(environment, 1)
     if kind not in ("cpu", "mps") and not config.no_set_device_rank:
         if ":" in config.device:
             warnings.warn(
@@ -185,7 +195,7 @@ def init_world(config: DistributedConfig) -> World:
         rank=rank,
         local_rank=local_rank,
         size=size,
-        local_size=_first_of(_LOCAL_SIZE, environment, size),
+        local_size=local_size(environment, size),
         device=device,
         patient_group=patient,
     )

@@ -148,6 +148,7 @@ class TrainLine:
         return {
             **{f"train/{name}": value for name, value in reference.items()},
             "perf/wait_share": self.wait_share,
+            "perf/eta_seconds": self.eta,
             **({} if self.mfu is None else {"perf/mfu": self.mfu}),
             "health/grad_norm": self.grad_norm,
             "health/skipped_updates": self.skipped_updates,

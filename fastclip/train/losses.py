@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from fastclip.config.train_config import LossConfig
+from fastclip.errors import EnvironmentProblem
 from fastclip.train.distributed import World
-from fastclip_kernels import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
+from fastclip_kernels import BackendUnavailable, ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
+from fastclip_kernels.backend import Choice, resolve
 
 
 def make_loss(config: LossConfig, world: World, *, captions: bool) -> nn.Module:
@@ -38,6 +40,27 @@ def make_loss(config: LossConfig, world: World, *, captions: bool) -> nn.Module:
             **options,
         )
     return ClipLoss(**options)
+
+
+def loss_backend(config: LossConfig, device: torch.device, dtype: torch.dtype) -> Choice:
+    """Who computes the loss of features of `dtype` on `device`, and why.
+
+    EnvironmentProblem for a `--loss-backend` that cannot run there: else the first step would say so, with a model
+    built and a folder made.
+    """
+    if config.distill:
+        if config.backend == "triton":
+            raise EnvironmentProblem(
+                "--loss-backend triton: the distillation loss has no Triton form; use torch or auto"
+            )
+        return Choice("torch", "the distillation loss has no other form")
+    try:
+        return resolve("--loss-backend", config.backend, device, dtype)
+    except BackendUnavailable as error:
+        reason = str(error).partition("cannot run: ")[2].partition(". Use")[0]
+        raise EnvironmentProblem(
+            f"--loss-backend {config.backend} cannot run: {reason}; drop the flag"
+        ) from error
 
 
 def gather_early(

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.batch import PackedText
+from fastclip.data.loader import TrainLoader
 from fastclip.data.packing import PackRule
 
 logger = logging.getLogger(__name__)
@@ -53,3 +55,10 @@ def dense(texts: Texts) -> Texts:
 
 def texts_for_teacher(rule: PackRule | None) -> Callable[[Texts], Texts]:
     return dense if rule is not None and rule.keep_dense else as_given
+
+
+def example_texts(loader: TrainLoader, batch_size: int, context_length: int) -> Texts:
+    """Captions of one batch as shapes, on the meta device."""
+    if loader.packer is None:
+        return torch.empty(batch_size, context_length, dtype=torch.int64, device="meta")
+    return loader.packer.shapes(batch_size, context_length)

@@ -16,9 +16,8 @@ from torch.amp import GradScaler
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
 from fastclip.data.build import DataLoaders, build_data
-from fastclip.data.loader import TrainLoader
 from fastclip.data.packing import PackRule
-from fastclip.data.tokenizer import build_tokenizer
+from fastclip.data.tokenizer import Tokenizer, build_tokenizer
 from fastclip.errors import UserError
 from fastclip.model.factory import create_teacher, create_training_model
 from fastclip.model.model_config import tokenizer_spec
@@ -31,17 +30,18 @@ from fastclip.train.compiling import set_up_compiling
 from fastclip.train.distributed import World
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.gradient_sync import in_ddp, syncs_of
-from fastclip.train.losses import gather_early, make_loss
+from fastclip.train.losses import gather_early, loss_backend, make_loss
 from fastclip.train.meters import StepClock
 from fastclip.train.mfu import utilisation
-from fastclip.train.packed_captions import Texts, choose_packing, texts_for_teacher
-from fastclip.train.precision import autocast_factory, input_dtype, make_scaler
+from fastclip.train.packed_captions import choose_packing, example_texts, texts_for_teacher
+from fastclip.train.precision import autocast_factory, input_dtype, make_scaler, product_dtype
+from fastclip.train.profiling import InPart, ProfiledSteps, UpdateInParts, steps_to_profile
 from fastclip.train.progress import Progress, make_progress
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
 from fastclip.train.report import Guard, Report
 from fastclip.train.run_folder import RunFolder
 from fastclip.train.seeds import epoch_seed, seed_everything, step_seed
-from fastclip.train.step import AccumulateStep, Forward, PlainStep, Step
+from fastclip.train.step import AccumulateStep, Forward, Loss, PlainStep, Step, Updating
 from fastclip.train.writers import Writers
 
 logger = logging.getLogger(__name__)
@@ -104,14 +104,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
             teacher.fuse_patch_embed()  # type: ignore[operator]
     seed_everything(config.seed + world.rank)
     prepare_for_training(model, config.model)
-    tokenizer = build_tokenizer(
-        tokenizer_spec(
-            config.model.name,
-            context_length=config.model.force_context_length,
-            tokenizer_file=config.model.tokenizer,
-            cache_dir=config.model.cache_dir,
-        )
-    )
+    tokenizer = tokenizer_of(config.model)
     check_vocabulary(tokenizer, model, config.model)
     pack = choose_packing(model, teacher, config)
     set_up_attention(
@@ -123,6 +116,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         teacher_packed=pack is not None and not pack.keep_dense,
     )
     if config.trains:
+        loss_backend(config.loss, world.device, product_dtype(config.precision))
         set_up_compiling(model, config, world.device)
 
     optimizer = scaler = None
@@ -173,6 +167,18 @@ def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
         assert parts.data.train is not None
         recompute_less_if_it_fits(parts.model, parts.teacher, parts.data.train, config, world)
     return replace(parts, wrapped=wrap(parts.model, config, world))
+
+
+def tokenizer_of(config: ModelConfig) -> Tokenizer:
+    """What `--model`, `--tokenizer` and their companions ask for; raises as `build_tokenizer`."""
+    return build_tokenizer(
+        tokenizer_spec(
+            config.name,
+            context_length=config.force_context_length,
+            tokenizer_file=config.tokenizer,
+            cache_dir=config.cache_dir,
+        )
+    )
 
 
 def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:
@@ -247,12 +253,32 @@ def build_run(
         nonfinite=config.optim.nonfinite,
     )
     loss = make_loss(config.loss, world, captions=parts.model.writes_captions)  # type: ignore[arg-type]
-    forward = Forward(
-        gather_early(parts.wrapped, loss, world, model=parts.model, accum_freq=accum_freq),
-        parts.teacher,
-        input_dtype(config.precision),
-        texts_for_teacher(parts.pack),
-    )
+    towers = gather_early(parts.wrapped, loss, world, model=parts.model, accum_freq=accum_freq)
+    syncs = syncs_of(parts.wrapped)
+
+    def make_step(teacher: Callable[..., Any] | None, loss: Loss, update: Updating) -> Step:
+        texts = texts_for_teacher(parts.pack)
+        forward = Forward(towers, teacher, input_dtype(config.precision), texts)
+        if accum_freq == 1:
+            return PlainStep(forward, loss, update, autocast)
+        return AccumulateStep(forward, loss, update, autocast, syncs)
+
+    step, batches = make_step(parts.teacher, loss, update), loader.epoch
+    if config.log.profile and world.is_first:
+        steps_of_run = steps_per_epoch * (config.epochs - parts.start_epoch)
+        count = steps_to_profile(config.log.profile, steps_of_run)
+        if count:
+            taught = None if parts.teacher is None else InPart("teacher", parts.teacher)
+            profiled = ProfiledSteps(
+                make_step(taught, InPart("loss", loss), UpdateInParts(update)),
+                step,
+                batches,
+                model=parts.model,
+                steps=count,
+                folder=folder.path / "profile",
+                device=world.device,
+            )
+            step, batches = profiled, profiled.batches
     clock = StepClock()
     progress = make_progress(steps_per_epoch, first_rank=world.is_first)
     report = Report(
@@ -271,7 +297,7 @@ def build_run(
             parts.model,
             world.device,
             config.precision,
-            _example_texts(loader, config.data.batch_size, parts.context_length),
+            example_texts(loader, config.data.batch_size, parts.context_length),
         ),
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
@@ -283,11 +309,9 @@ def build_run(
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         accum_freq=accum_freq,
-        batches=loader.epoch,
+        batches=batches,
         before_step=_before_step(schedule, parts.model, config, world),
-        step=PlainStep(forward, loss, update, autocast)
-        if accum_freq == 1
-        else AccumulateStep(forward, loss, update, autocast, syncs_of(parts.wrapped)),
+        step=step,
         clock=clock,
         report=report,
         progress=progress,
@@ -295,13 +319,6 @@ def build_run(
         evaluate=partial(evaluation.run, steps_per_epoch=steps_per_epoch),
         begin_epoch=partial(_begin_epoch, config, world, parts, report, progress),
     )
-
-
-def _example_texts(loader: TrainLoader, batch_size: int, context_length: int) -> Texts:
-    """Captions of one batch as shapes."""
-    if loader.packer is None:
-        return torch.empty(batch_size, context_length, dtype=torch.int64, device="meta")
-    return loader.packer.shapes(batch_size, context_length)
 
 
 def _begin_epoch(

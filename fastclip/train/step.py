@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastclip.data.batch import Batch
-from fastclip.optim.update import Update
 from fastclip.train.gradient_sync import Syncs
 from fastclip.train.packed_captions import Texts, as_given
 from fastclip.train.precision import AutocastFactory
@@ -18,6 +17,8 @@ from fastclip.train.precision import AutocastFactory
 Outputs = dict[
     str, Tensor
 ]  # image_features, text_features, logit_scale, (logit_bias, logits, labels, dist_…)
+
+Loss = Callable[..., Mapping[str, Tensor]]  # of a step's outputs, by name
 
 _SHARED = (
     "logit_scale",
@@ -32,6 +33,16 @@ class StepResult(NamedTuple):
     logit_scale: Tensor  # exp'd, as used in this step's forward
 
 
+class Updating(Protocol):
+    """What a step wants of an `Update`: see there."""
+
+    def zero_grad(self) -> None: ...
+
+    def scale(self, loss: Tensor) -> Tensor: ...
+
+    def apply(self) -> None: ...
+
+
 class Forward:
     """Both towers, and the teacher's where there is one, on one batch.
 
@@ -41,7 +52,7 @@ class Forward:
     def __init__(
         self,
         model: Callable[..., Any],  # of images and texts
-        teacher: nn.Module | None,
+        teacher: Callable[..., Any] | None,
         dtype: torch.dtype,
         texts_for_teacher: Callable[[Texts], Texts] = as_given,
     ) -> None:
@@ -65,7 +76,7 @@ class PlainStep:
     """One micro-batch, one update."""
 
     def __init__(
-        self, forward: Forward, loss: nn.Module, update: Update, autocast: AutocastFactory
+        self, forward: Forward, loss: Loss, update: Updating, autocast: AutocastFactory
     ) -> None:
         self._forward, self._loss, self._update, self._autocast = forward, loss, update, autocast
 
@@ -92,8 +103,8 @@ class AccumulateStep:
     def __init__(
         self,
         forward: Forward,
-        loss: nn.Module,
-        update: Update,
+        loss: Loss,
+        update: Updating,
         autocast: AutocastFactory,
         syncs: Syncs,
     ) -> None:

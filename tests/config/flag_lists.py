@@ -19,6 +19,7 @@ OWN = {
     "--recompute": "auto",
     "--attention": "auto",
     "--optimizer-impl": "auto",
+    "--profile": 0,
     "--tokenizer": None,
 }
 

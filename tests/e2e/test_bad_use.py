@@ -78,6 +78,11 @@ def _shards_without_sizes(folder: Path) -> list[str]:
         (["--lr-scheduler", "cosin"], 2, "cosine"),
         (["--grad-checkpoint1ng"], 2, "--grad-checkpointing"),
         (["--attention", "flash-attn-2"], 69, "--attention flash-attn-2 cannot run"),
+        (
+            ["--loss-backend", "triton"],
+            69,
+            "--loss-backend triton cannot run: it needs a CUDA device",
+        ),
         (["--attention", "varlen", "--no-packed-text"], 2, "use --attention sdpa"),
         (["--optimizer-impl", "apex"], 69, "--optimizer-impl apex: apex is not installed"),
         (["--horovod"], 2, "--horovod"),

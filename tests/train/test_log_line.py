@@ -66,3 +66,10 @@ def test_per_gpu_rate_and_tags() -> None:
     }
     assert reference_tags == {tag for tag in scalars if tag.startswith("train/")}
     assert scalars["train/samples_per_second_per_gpu"] == 8.0
+
+
+def test_wait_utilisation_and_time_left_have_tags_of_their_own() -> None:
+    scalars = dataclasses.replace(LINE, data_time=0.1, batch_time=0.4, mfu=0.5).scalars()
+    own = {tag: value for tag, value in scalars.items() if tag.startswith("perf/")}
+    assert own == {"perf/wait_share": 0.25, "perf/eta_seconds": 3725.4, "perf/mfu": 0.5}
+    assert "perf/mfu" not in LINE.scalars()  # where the chip's peak is not known
