@@ -125,7 +125,7 @@ def _products(coefficients: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        outputs = _softmax(*inputs, True)
+        outputs = _softmax(*inputs, gradients=True)
         keep_gradients(ctx, inputs, outputs)
         return outputs
 
@@ -137,7 +137,7 @@ class _Softmax(torch.autograd.Function):
 class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        outputs = _sigmoid(*inputs, True)
+        outputs = _sigmoid(*inputs, gradients=True)
         keep_gradients(ctx, inputs, outputs)
         return outputs
 
