@@ -124,9 +124,11 @@ def _products(coefficients: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        outputs = _softmax(*inputs, gradients=True)
-        keep_gradients(ctx, inputs, outputs)
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        outputs = _softmax(image, text, scale, dtype, True)
+        keep_gradients(ctx, (image, text, scale), outputs)
         return outputs
 
     @staticmethod
@@ -136,9 +138,17 @@ class _Softmax(torch.autograd.Function):
 
 class _Sigmoid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        outputs = _sigmoid(*inputs, gradients=True)
-        keep_gradients(ctx, inputs, outputs)
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        first: int | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, ...]:
+        outputs = _sigmoid(image, text, scale, bias, first, dtype, True)
+        keep_gradients(ctx, (image, text, scale), outputs)
         return outputs
 
     @staticmethod
