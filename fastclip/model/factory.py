@@ -152,19 +152,30 @@ def create_model(
     return model.to(device)
 
 
+def is_native(name: str) -> bool:
+    """Whether the towers are fastclip's own and not open_clip's. UserError for a name of neither."""
+    return _native_source(name)[0] is not None
+
+
 def create_training_model(
-    config: ModelConfig, precision: str, device: str | torch.device, siglip: bool
+    config: ModelConfig,
+    precision: str,
+    device: str | torch.device,
+    siglip: bool,
+    *,
+    load_weights: bool = True,
 ) -> nn.Module:
     """The model that `--model` and its companions describe, returning dicts.
 
     Nothing is frozen or checkpointed yet. `siglip` sets the logit scale and bias that its loss
-    starts from.
+    starts from. Without `load_weights` those of `--pretrained` are looked for and not read.
     """
     return create_model(
         config.name,
         config.pretrained or None,
         precision,
         device,
+        load_weights=load_weights,
         force_quick_gelu=config.force_quick_gelu,
         force_custom_text=config.force_custom_text,
         force_patch_dropout=config.force_patch_dropout,

@@ -146,11 +146,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         epochs=config.epochs,
         pack=pack,
     )
-    if data.train is not None and data.train.num_batches < config.optim.accum_freq:
-        raise UserError(
-            f"--accum-freq {config.optim.accum_freq}: an epoch has {data.train.num_batches} batches of "
-            f"--batch-size {config.data.batch_size} per rank, so there is no full step in it"
-        )
+    if data.train is not None:
+        check_accumulation(data.train, config)
     return Parts(
         model=model,
         wrapped=model,
@@ -173,6 +170,15 @@ def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
         assert parts.data.train is not None
         recompute_less_if_it_fits(parts.model, parts.teacher, parts.data.train, config, world)
     return replace(parts, wrapped=wrap(parts.model, config, world))
+
+
+def check_accumulation(loader: TrainLoader, config: TrainConfig) -> None:
+    """UserError where an epoch is shorter than one step."""
+    if loader.num_batches < config.optim.accum_freq:
+        raise UserError(
+            f"--accum-freq {config.optim.accum_freq}: an epoch has {loader.num_batches} batches of "
+            f"--batch-size {config.data.batch_size} per rank, so there is no full step in it"
+        )
 
 
 def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:
