@@ -20,6 +20,10 @@ OWN = {
     "--attention": "auto",
     "--optimizer-impl": "auto",
     "--tokenizer": None,
+    "--dry-run": False,
+    "--nodes": None,
+    "--gpus-per-node": None,
+    "--gpu": None,
 }
 
 

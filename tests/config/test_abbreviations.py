@@ -79,8 +79,8 @@ def test_a_prefix_of_ours_counts_only_where_no_reference_flag_has_it(
             if any(f.startswith(prefix) for f in theirs) or rivals:
                 continue
             parsed = vars(TrainParser().parse([prefix, *value]))
-            wanted = True if not value else value[0]
-            assert parsed[action.dest] == wanted, prefix
+            wanted = value[0] if value else "True"
+            assert str(parsed[action.dest]) == wanted, prefix
 
 
 @pytest.mark.parametrize(
