@@ -40,7 +40,8 @@ def find_chip(name: str) -> Chip | None:
         return None
     if name not in CHIPS:
         known = [*CHIPS, CPU]
-        close = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
+        close = [each for each in known if name and each.startswith(name.lower())]
+        close = close or difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"choose {', '.join(known)}"
         raise UserError(f"--gpu {name!r}: no such chip; {hint}")
     return CHIPS[name]

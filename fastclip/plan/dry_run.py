@@ -17,18 +17,18 @@ def dry_run(config: TrainConfig) -> None:
         print(line)
     for remark in advice(config, config.cluster.ranks):
         print(f"\nNote: {remark}.")
-    if not plan.memory.fits:
+    if not plan.estimate.memory.fits:
         raise UserError(does_not_fit(plan, config))
 
 
 def does_not_fit(plan: Plan, config: TrainConfig) -> str:
     """How much is missing, and what would help."""
-    memory, samples = plan.memory, config.data.batch_size
+    memory, samples = plan.estimate.memory, config.data.batch_size
     assert memory.available is not None
     remedies = []
-    if plan.recompute == "none":
+    if plan.estimate.recompute == "none":
         remedies.append("add --grad-checkpointing")
-    elif plan.recompute == "pointwise":
+    elif plan.estimate.recompute == "pointwise":
         remedies.append("use --recompute full")
     fitting = memory.samples_that_fit(samples)
     if fitting:

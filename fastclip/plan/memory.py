@@ -30,11 +30,6 @@ class Memory:
     available: int | None  # of the device
 
     @property
-    def step(self) -> int:
-        """Of the tensors of one step, its own batch included."""
-        return self.needed - self.batches
-
-    @property
     def needed(self) -> int:
         state = self.parameters + self.gradients + self.moments
         return state + self.activations + self.work + self.loss + self.batches

@@ -16,11 +16,10 @@ from fastclip.data.packing import TextPacker
 from fastclip.model.factory import create_training_model
 from fastclip.plan import traffic
 from fastclip.plan.counted_step import count_step
-from fastclip.plan.plan import loss_flops
+from fastclip.plan.estimate import loss_flops
+from fastclip.plan.prepared import prepared_on_meta
 from fastclip.plan.traffic import Transfer, transfers_of
-from fastclip.train.attention import set_up_attention
 from fastclip.train.distributed import World
-from fastclip.train.packed_captions import choose_packing
 from fastclip.train.setup import prepare_for_training, wrap
 from fastclip_kernels import flops
 from fastclip_kernels.loss import clip
@@ -58,19 +57,11 @@ NAMES = {
 }
 
 
-def prepared(config: TrainConfig, device: str) -> Any:
-    with torch.device(device):
-        model: Any = create_training_model(
-            config.model, config.precision, device, config.loss.siglip
-        )
-    prepare_for_training(model, config.model)
-    return model
-
-
 def measured(config: TrainConfig, rank: int, ranks: int) -> tuple[list[Collective], int, Any]:
     """Of a step of the trainer: what it sent, its FLOPs; and its packer."""
     world, accum = World(rank=rank, local_rank=rank, size=ranks), config.optim.accum_freq
-    model = prepared(config, "cpu")
+    model: Any = create_training_model(config.model, config.precision, "cpu", config.loss.siglip)
+    prepare_for_training(model, config.model)
     seed = secrets.randbits(31)
     print(f"rank {rank}: seed {seed}")
     batches = learnable_batches(MODEL, 5 * accum, BATCH, seed)
@@ -91,10 +82,7 @@ def measured(config: TrainConfig, rank: int, ranks: int) -> tuple[list[Collectiv
 
 
 def planned(config: TrainConfig, rows: int | None, ranks: int) -> tuple[list[Transfer], int]:
-    model = prepared(config, "meta")
-    pack = choose_packing(model, None, config)
-    cpu = torch.device("cpu")
-    set_up_attention(model, None, config, cpu, packed=pack is not None, teacher_packed=False)
+    model, pack = prepared_on_meta(config, for_cpu=True)
     step = count_step(model, config, None if pack is None else TextPacker(pack, rows or 0))
     of_towers = step.tally.flops("products", "attention")
     transfers = transfers_of(step, config.loss, config.distributed, ranks, config.optim.accum_freq)
