@@ -44,19 +44,23 @@ def rates_of_chip(
     # bench.pointwise_bytes, blocks of ViT-B-32-256 and ViT-L-14: what compiled blocks move of what eager ones do
     fused = "; compiled blocks move 0.54 to 0.77 of the bytes, counted by bench.pointwise_bytes"
     passes = memory.times(1 / 0.77, 1 / 0.54, memory.source + fused) if compiled else memory
-    inside = chip.link
+    inside, (low, high) = chip.link, chip.products
     if (cluster.nodes or 1) == 1:
         allreduce = Figure(0.75 * inside, inside, f"assumed for NVLink of {chip.name}")
     else:
-        low, high = chip.port, min(inside, chip.port * cluster.ranks_per_node)
+        slowest, fastest = chip.port, min(inside, chip.port * cluster.ranks_per_node)
         gbit = chip.port * 8 / 1e9
         allreduce = Figure(
-            0.8 * low,
-            0.8 * high,
+            0.8 * slowest,
+            0.8 * fastest,
             f"assumed 80 % of one {gbit:.0f} Gb/s port a node to one a GPU",
         )
     return Rates(
-        products=Figure(0.55 * peak, 0.8 * peak, f"assumed 55 to 80 % of {of_what}, {sheet}"),
+        products=Figure(
+            low * peak,
+            high * peak,
+            f"assumed {low * 100:.0f} to {high * 100:.0f} % of {of_what}, {sheet}",
+        ),
         attention=Figure(0.15 * peak, 0.4 * peak, f"assumed 15 to 40 % of {of_what}, {sheet}"),
         passes=passes,
         update=memory,
