@@ -188,6 +188,7 @@ def _of_teacher(teacher: Any, product: torch.dtype, samples: int, world: World) 
 
 
 def after_reserve(total: int) -> int:
+    """Bytes of a device of so many that training may use."""
     return int(total * (1 - _RESERVE_SHARE)) - _RESERVE
 
 
