@@ -22,6 +22,7 @@ class Memory:
     activations: int
     work: int  # casts of weights and whatever else lives for a while, at the peak
     loss: int  # features of all ranks, and one chunk of logits
+    second_gradients: int  # DDP's new buckets beside its old ones, once, before a forward pass
     batches: (
         int  # pictures and captions on the device: those of the step, the next, and one on its way
     )
@@ -30,9 +31,18 @@ class Memory:
     available: int | None  # of the device
 
     @property
+    def state(self) -> int:
+        return self.parameters + self.gradients + self.moments
+
+    @property
+    def sorting(self) -> int:
+        """While DDP sorts its buckets, in one of the first steps."""
+        return self.state + self.second_gradients + self.batches
+
+    @property
     def needed(self) -> int:
-        state = self.parameters + self.gradients + self.moments
-        return state + self.activations + self.work + self.loss + self.batches
+        of_step = self.state + self.activations + self.work + self.loss + self.batches
+        return max(of_step, self.sorting)
 
     @property
     def most(self) -> int:
@@ -46,7 +56,7 @@ class Memory:
     def samples_that_fit(self, samples: int) -> int:
         """About: state stays, the rest grows with the batch. 0: none does."""
         assert self.available is not None
-        state = self.parameters + self.gradients + self.moments + (self.reserve or 0)
+        state = self.state + (self.reserve or 0)
         growing = self.most - state
         return max(0, int(samples * (self.available - state) / growing))
 
@@ -77,6 +87,7 @@ def memory_of(
         activations=usual,
         work=max(0, step.tally.peak - state - step.batch - kept_where_counted),
         loss=gathered,
+        second_gradients=step.gradients if ranks > 1 else 0,
         batches=(accum_freq + 2) * step.batch,
         unusual=longest - usual,
         reserve=None if available is None else available - after_reserve(available),

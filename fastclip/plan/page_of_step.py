@@ -79,6 +79,7 @@ def _work(estimate: Estimate) -> Section:
 
 def _memory(estimate: Estimate) -> Section:
     memory = estimate.memory
+    second = memory.sorting if memory.second_gradients else 0
     parts = [
         ("parameters", memory.parameters, COUNTED),
         ("gradients", memory.gradients, f"{COUNTED}; DDP's buckets hold them"),
@@ -87,7 +88,8 @@ def _memory(estimate: Estimate) -> Section:
         ("work in progress", memory.work, f"{COUNTED} at the peak: casts of weights, gradients"),
         ("features of all ranks", memory.loss, f"{COUNTED}, and a chunk of logits"),
         ("batches on the device", memory.batches, f"{COUNTED}: the step's, two to come"),
-        ("needed", memory.needed, "sum"),
+        ("needed", memory.needed, "sum, or what follows if that is more"),
+        ("once, without activations", second, f"{COUNTED}: gradients twice, DDP sorts its buckets"),
         ("more for long captions", memory.unusual, f"{COUNTED}: a batch with a row a caption"),
     ]
     lines = [Line(name, size(count), source) for name, count, source in parts if count]
