@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastclip.train.distributed import World
 
 Step = Callable[[], Any]
 
@@ -20,6 +23,7 @@ def our_step(
     flags: Sequence[str],
     images: Tensor,  # uint8 (B, H, W, 3), on the device
     texts: Tensor,  # int64 (B, L), on the CPU, where the loader packs
+    world: World | None = None,  # None: this process alone
 ) -> Step:
     """The trainer's own step, put together as `train/setup.py` does."""
     from fastclip.config.parse import parse_args
@@ -32,14 +36,14 @@ def our_step(
     from fastclip.train.attention import set_up_attention
     from fastclip.train.compiling import set_up_compiling
     from fastclip.train.distributed import World
-    from fastclip.train.losses import make_loss
+    from fastclip.train.losses import gather_early, make_loss
     from fastclip.train.packed_captions import choose_packing
     from fastclip.train.precision import autocast_factory, input_dtype
     from fastclip.train.recompute_choice import recompute_less_if_it_fits
-    from fastclip.train.setup import prepare_for_training
+    from fastclip.train.setup import prepare_for_training, wrap
     from fastclip.train.step import Forward, PlainStep
 
-    config, world = resolve(parse_args(flags)), World(device=images.device)
+    config, world = resolve(parse_args(flags)), world or World(device=images.device)
     model: Any = create_training_model(
         config.model, precision=config.precision, device=world.device, siglip=False
     )
@@ -64,9 +68,14 @@ def our_step(
         scaler=None,
         nonfinite=config.optim.nonfinite,
     )
-    step = PlainStep(
-        Forward(model.train(), None, input_dtype(config.precision)),
+    wrapped, loss = (
+        wrap(model, config, world).train(),
         make_loss(config.loss, world, captions=False),
+    )
+    towers = gather_early(wrapped, loss, world, model=model, accum_freq=1)
+    step = PlainStep(
+        Forward(towers, None, input_dtype(config.precision)),
+        loss,
         update,
         autocast_factory(config.precision, world.device),
     )

@@ -29,9 +29,22 @@ DOORS: dict[str, set[str]] = {
     "optim": {"config", *SHARED},
     "eval": {"config", *SHARED},
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
+    "plan": {"", "config", "data", "model", "optim", "train", *SHARED},
     "api": {"config", "data", "model", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
-    "cli": {"", "api", "config", "data", "doctor", "eval", "model", "optim", "train", *SHARED},
+    "cli": {
+        "",
+        "api",
+        "config",
+        "data",
+        "doctor",
+        "eval",
+        "model",
+        "optim",
+        "plan",
+        "train",
+        *SHARED,
+    },
 }
 HEAVY = ("nvidia.dali", "webdataset", "tensorboard", "torch.utils.tensorboard", "wandb", "triton")
 

@@ -1,4 +1,4 @@
-"""`fastclip train`: train or evaluate with an OpenCLIP command line."""
+"""`fastclip train`: train or evaluate with an OpenCLIP command line, or say what that would take."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ def prepare(argv: Sequence[str]) -> Job:
     """Parse and check `argv`; nothing heavy is imported. Raises UserError; exits after `--help`."""
     config = resolve(parse_args(argv))
 
-    def run() -> None:
-        # torch and all the rest load here, after every mistake in the flags has been reported
-        from fastclip.train.run import run as train
+    # torch and all the rest load in these, after every mistake in the flags has been reported
+    def train() -> None:
+        from fastclip.train.run import run
 
-        train(config)
+        run(config)
 
-    return Job(run=run, debug=config.log.debug)
+    def plan() -> None:
+        from fastclip.plan.dry_run import dry_run
+
+        dry_run(config)
+
+    return Job(run=plan if config.cluster.dry_run else train, debug=config.log.debug)

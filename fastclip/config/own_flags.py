@@ -137,4 +137,34 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="a tokenizer.json, or a folder with one, for models whose tokenizer is not the "
             "CLIP one",
         ),
+        add(
+            "--dry-run",
+            action="store_true",
+            default=False,
+            help="train nothing: check the flags and the data, and print what the run would need on the cluster of "
+            "--nodes, --gpus-per-node and --gpu: memory, communication, time and GPU-hours. Needs no GPU and "
+            "writes nothing",
+        ),
+        add(
+            "--nodes",
+            type=int,
+            default=None,
+            metavar="N",
+            help="with --dry-run: machines, 1 if left out",
+        ),
+        add(
+            "--gpus-per-node",
+            type=int,
+            default=None,
+            metavar="N",
+            help="with --dry-run: processes on each machine, 1 if left out",
+        ),
+        add(
+            "--gpu",
+            type=str,
+            default=None,
+            metavar="CHIP",
+            help="with --dry-run: a100-40g, a100-80g, h100, or cpu, which is measured on the spot; a JSON file of "
+            "measured rates may follow a comma, as in a100-40g,step_on_device.json",
+        ),
     ]

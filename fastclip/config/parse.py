@@ -97,7 +97,7 @@ class TrainParser(argparse.ArgumentParser):
         name = "--" + word.split("=")[0].lstrip("-").replace("_", "-").lower()
         if name in known:
             return f"; did you mean {name}?"
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.72)
         return f"; did you mean {' or '.join(close)}?" if close else "; see fastclip train --help"
 
 

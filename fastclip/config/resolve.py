@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from fastclip.config.aug_cfg import make_augment_config
+from fastclip.config.cluster import ClusterConfig
 from fastclip.config.images import AugmentConfig
 from fastclip.config.train_config import (
     CheckpointConfig,
@@ -115,6 +116,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
         ),
         LogConfig(),
     )
+    cluster = collect(lambda: _fill(ClusterConfig, n), ClusterConfig())
     config = collect(
         lambda: _fill(
             TrainConfig,
@@ -127,6 +129,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             log=log,
             evaluation=_fill(EvalConfig, n),
             distributed=_fill(DistributedConfig, n),
+            cluster=cluster,
             flags=_flags(n, image_size),
         ),
         None,

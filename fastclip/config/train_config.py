@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from fastclip.config.cluster import ClusterConfig
 from fastclip.config.images import AugmentConfig, Interpolation, ResizeMode
 from fastclip.errors import UserError
 
@@ -378,6 +379,7 @@ class TrainConfig:
     log: LogConfig
     evaluation: EvalConfig
     distributed: DistributedConfig
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)  # ours
     precision: Precision = "amp"
     epochs: int = 32
     seed: int = 0
@@ -396,6 +398,10 @@ class TrainConfig:
             not self.trains and not any((data.val_data, data.imagenet_val, data.imagenet_v2)),
             "no data: give --train-data (training), or --val-data, --imagenet-val or --imagenet-v2 "
             "(evaluation)",
+        )
+        checks.refuse_if(
+            self.cluster.dry_run and not self.trains,
+            "--dry-run plans training: give --train-data",
         )
         coca = "coca" in self.model.name.lower()
         if self.loss.distill:

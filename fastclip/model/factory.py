@@ -152,6 +152,11 @@ def create_model(
     return model.to(device)
 
 
+def is_native(name: str) -> bool:
+    """Whether the towers are fastclip's own and not open_clip's. UserError for a name of neither."""
+    return _native_source(name)[0] is not None
+
+
 def create_training_model(
     config: ModelConfig,
     precision: str,
@@ -163,7 +168,7 @@ def create_training_model(
     """The model that `--model` and its companions describe, returning dicts.
 
     Nothing is frozen or checkpointed yet. `siglip` sets the logit scale and bias that its loss
-    starts from.
+    starts from. Without `load_weights` those of `--pretrained` are looked for and not read.
     """
     return create_model(
         config.name,

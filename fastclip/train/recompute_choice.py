@@ -17,7 +17,8 @@ from torch import nn
 
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.loader import TrainLoader
-from fastclip.model.activation_bytes import activation_bytes
+from fastclip.data.packing import TextPacker
+from fastclip.model.activation_bytes import ActivationBytes, activation_bytes
 from fastclip.model.recompute import Recompute
 from fastclip.train.distributed import World
 from fastclip.train.precision import product_dtype
@@ -46,6 +47,24 @@ class Demand:
         return self.state + self.batches + self.loss + self.transient
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """What a step keeps, by the way it recomputes, and what it needs beside that."""
+
+    usual: ActivationBytes
+    largest: ActivationBytes  # of a batch of unusually long captions, which takes a row each
+    demand: Demand
+
+    def free(self, total: int | None) -> int:
+        """Bytes for what is kept, on a device of so many; None: not known."""
+        return 0 if total is None else after_reserve(total) - self.demand.total
+
+    def least(self, total: int | None) -> Recompute:
+        """The least recomputing under --grad-checkpointing that fits such a device."""
+        free = self.free(total)
+        return next((way for way in _WAYS if self.largest.kept(way) <= free), _WAYS[-1])
+
+
 def recompute_less_if_it_fits(
     model: Any, teacher: nn.Module | None, loader: TrainLoader, config: TrainConfig, world: World
 ) -> None:
@@ -62,9 +81,33 @@ def recompute_less_if_it_fits(
     if teacher is not None and not hasattr(teacher, "set_recompute"):
         logger.info("recompute: full: what a teacher that is open_clip's own needs is not known")
         return
-    packer, samples = loader.packer, config.data.batch_size
+    account = account_of(model, teacher, loader.packer, config, world)
+    total = total_memory(world)
+    own = account.least(total)
+    way = _WAYS[world.largest(_WAYS.index(own))]
+    model.set_recompute(way)
+    long = f" (at most {_size(account.largest.kept(way))}, with a row a caption)"
+    logger.info(
+        "recompute: %s: activations of a step %s%s, of %s free for them: %s%s",
+        way,
+        ", ".join(f"{each} {_size(account.usual.kept(each))}" for each in _WAYS),
+        "" if loader.packer is None else long,
+        _size(max(0, account.free(total))),
+        _sum_of_parts(total, account.demand, world),
+        "" if way == own else "; another rank has less",
+    )
+
+
+def account_of(
+    model: Any,
+    teacher: nn.Module | None,
+    packer: TextPacker | None,
+    config: TrainConfig,
+    world: World,
+) -> Account:
+    """From shapes alone. Both models must be fastclip's own."""
+    samples = config.data.batch_size
     length = model.context_length
-    # a batch of unusually long captions takes a row each: that one has to fit too
     usual_rows = samples if packer is None else packer.rows
     product = product_dtype(config.precision)
     augment = config.data.augment
@@ -87,27 +130,14 @@ def recompute_less_if_it_fits(
     if teacher is not None:
         work = max(work, _of_teacher(teacher, product, samples, world))
     demand = _demand(model, teacher, product, samples, config.optim.accum_freq, number, work, world)
-    total = total_memory(world)
-    free = 0 if total is None else _after_reserve(total) - demand.total
-    own = next((way for way in _WAYS if largest.kept(way) <= free), _WAYS[-1])
-    way = _WAYS[world.largest(_WAYS.index(own))]
-    model.set_recompute(way)
-    logger.info(
-        "recompute: %s: activations of a step %s%s, of %s free for them: %s%s",
-        way,
-        ", ".join(f"{each} {_size(usual.kept(each))}" for each in _WAYS),
-        "" if packer is None else f" (at most {_size(largest.kept(way))}, with a row a caption)",
-        _size(max(0, free)),
-        _sum_of_parts(total, demand, world),
-        "" if way == own else "; another rank has less",
-    )
+    return Account(usual=usual, largest=largest, demand=demand)
 
 
 def _sum_of_parts(total: int | None, demand: Demand, world: World) -> str:
     if total is None:
         return f"no figure for the memory of {world.device.type}"
     return (
-        f"{_size(total)}, less {_size(total - _after_reserve(total))} in reserve, {_size(demand.state)} of weights, "
+        f"{_size(total)}, less {_size(total - after_reserve(total))} in reserve, {_size(demand.state)} of weights, "
         f"gradients and optimiser state, {_size(demand.total - demand.state)} of batches, loss and work in progress"
     )
 
@@ -157,7 +187,8 @@ def _of_teacher(teacher: Any, product: torch.dtype, samples: int, world: World) 
     )
 
 
-def _after_reserve(total: int) -> int:
+def after_reserve(total: int) -> int:
+    """Bytes of a device of so many that training may use."""
     return int(total * (1 - _RESERVE_SHARE)) - _RESERVE
 
 

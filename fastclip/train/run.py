@@ -65,7 +65,7 @@ def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging)
         logger.warning(
             "--precision fp16 scales no loss and keeps no fp32 weights: prefer amp or amp_bf16"
         )
-    resume_from = _resume_from(config, world, folder)
+    resume_from = find_resume(config, world, folder)
     parts = _built_on_every_rank(config, world, resume_from)
     try:
         _write_and_train(config, world, folder, logs, parts, resumed=resume_from is not None)
@@ -138,7 +138,7 @@ def _describe_world(world: World) -> None:
         logger.info("Running with a single process. Device %s.", world.device)
 
 
-def _resume_from(config: TrainConfig, world: World, folder: RunFolder) -> str | None:
+def find_resume(config: TrainConfig, world: World, folder: RunFolder) -> str | None:
     """`--resume`, with `latest` replaced by what rank 0 found; None starts afresh."""
     if config.checkpoint.resume != "latest":
         return config.checkpoint.resume

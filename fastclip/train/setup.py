@@ -16,6 +16,7 @@ from torch.amp import GradScaler
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
 from fastclip.data.build import DataLoaders, build_data
+from fastclip.data.loader import TrainLoader
 from fastclip.data.packing import PackRule
 from fastclip.data.tokenizer import Tokenizer, build_tokenizer
 from fastclip.errors import UserError
@@ -140,11 +141,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         epochs=config.epochs,
         pack=pack,
     )
-    if data.train is not None and data.train.num_batches < config.optim.accum_freq:
-        raise UserError(
-            f"--accum-freq {config.optim.accum_freq}: an epoch has {data.train.num_batches} batches of "
-            f"--batch-size {config.data.batch_size} per rank, so there is no full step in it"
-        )
+    if data.train is not None:
+        check_accumulation(data.train, config)
     return Parts(
         model=model,
         wrapped=model,
@@ -179,6 +177,15 @@ def tokenizer_of(config: ModelConfig) -> Tokenizer:
             cache_dir=config.cache_dir,
         )
     )
+
+
+def check_accumulation(loader: TrainLoader, config: TrainConfig) -> None:
+    """UserError where an epoch is shorter than one step."""
+    if loader.num_batches < config.optim.accum_freq:
+        raise UserError(
+            f"--accum-freq {config.optim.accum_freq}: an epoch has {loader.num_batches} batches of "
+            f"--batch-size {config.data.batch_size} per rank, so there is no full step in it"
+        )
 
 
 def check_vocabulary(tokenizer: Any, model: Any, config: ModelConfig) -> None:

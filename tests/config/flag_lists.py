@@ -21,6 +21,10 @@ OWN = {
     "--optimizer-impl": "auto",
     "--profile": 0,
     "--tokenizer": None,
+    "--dry-run": False,
+    "--nodes": None,
+    "--gpus-per-node": None,
+    "--gpu": None,
 }
 
 
