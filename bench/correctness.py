@@ -35,6 +35,7 @@ def wrongs(
     yardstick: Results,
     allowance: float,
     floors: Mapping[str, float] | None = None,  # norms of the truth below which it counts as zero
+    scale_allowance: float = SCALE_ALLOWANCE,
 ) -> list[str]:
     """What is wrong with `got`; of what it does not have nothing is said."""
     found = []
@@ -47,7 +48,7 @@ def wrongs(
             found.append(f"{what}: error {error:.2e}, the reference's {theirs:.2e}")
         elif float(truth[what].norm()) > floor:
             times = multiple(value, truth[what])
-            if not abs(times - 1) <= SCALE_ALLOWANCE:
+            if not abs(times - 1) <= scale_allowance:
                 found.append(f"{what}: {times:.4f} times what it should be")
     return found
 

@@ -19,6 +19,9 @@ def lines_of(rows: list[Row], wrong: list[str]) -> Iterator[str]:
         yield "  ".join(
             cell.ljust(width) for cell, width in zip(line, widths, strict=True)
         ).rstrip()
+    for row in rows:
+        if "sent_bytes" in row:
+            yield f"sent {sent_by(row)}"
     for text in wrong:
         yield f"FAILED {text}"
     missing = {f"{peer}: {why}" for row in rows for peer, why in row["missing"].items()}
@@ -42,6 +45,12 @@ def _lines(row: Row) -> Iterator[tuple[str, ...]]:
         yield (*first, name, time_of(ours), "missing", "-", "-", used(ours), "-")
     if not others and not row["missing"]:
         yield (*first, "-", time_of(ours), "-", "-", "-", used(ours), "-")
+
+
+def sent_by(row: Row) -> str:
+    """What a rank puts into collectives in one step."""
+    each = ", ".join(f"{who} {count / 1e6:.3g} MB" for who, count in row["sent_bytes"].items())
+    return f"{row['case']}, by a rank in a step: {each}"
 
 
 def time_of(way: dict[str, object]) -> str:

@@ -110,7 +110,6 @@ def test_step(mean: int, batch: tuple[Tensor, Tensor], step_contest: Contest) ->
     images, texts = batch[0], stretched_ids(batch[1], mean)
     made, tokens = residents(sizes, device, images, texts), mean_of(texts)
     built = {name: make() for name, make in made.items()}
-    gradients = 4 * sum(p.numel() for p in built[OURS].model.parameters())
     step_contest.run(
         "step",
         f"{sizes.model} {sizes.pairs} pairs, captions of {tokens:.0f} tokens",
@@ -119,7 +118,6 @@ def test_step(mean: int, batch: tuple[Tensor, Tensor], step_contest: Contest) ->
         missing={} if sizes.compiled else {_COMPILED: "not asked for"},
         rounds=sizes.step_rounds,
         mean_tokens=tokens,
-        gradient_bytes_between_ranks=gradients,
         **precision_of(sizes),
     )
 
