@@ -1,18 +1,20 @@
 """What changed from one run to the next, beyond the noise of either.
 
 Compared are ratios to a peer that ran in the same rounds, not times: what slows the machine slows both. A change is
-called one where the two intervals of the median ratio do not meet, and the medians differ by more than FLOOR, which is
-what two processes differ by for reasons that no round sees (where memory lies, which core).
+called one where the two intervals of the median ratio do not meet, and each octile of the rounds differs by more than
+FLOOR. Octiles, because a slower op is slower in every round, while a disturbance that hits one way harder than the
+other leaves the rounds that it missed where they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from statistics import quantiles
+from typing import Any, Literal, NamedTuple
 
 from bench.rows import REFERENCE, Row, Run
 
-FLOOR = 0.05
+FLOOR = 0.07  # two processes differ by some of it: where memory lies, which core
 CONFIDENT = 0.9  # below, there were too few rounds to tell
 
 Verdict = Literal["slower", "faster", "same", "too few rounds", "not compared"]
@@ -55,11 +57,19 @@ def changes(before: Run, after: Run) -> Iterator[Change]:
         yield Change(*key_of(row), peer, was["median"], now["median"], verdict)
 
 
-def _verdict(was: dict[str, float], now: dict[str, float]) -> Verdict:
+def _verdict(was: dict[str, Any], now: dict[str, Any]) -> Verdict:
     if min(was["confidence"], now["confidence"]) < CONFIDENT:
         return "too few rounds"
-    if now["high"] < was["low"] and was["median"] / now["median"] > 1 + FLOOR:
+    if now["high"] < was["low"] and _all_above(was["rounds"], now["rounds"]):
         return "slower"
-    if now["low"] > was["high"] and now["median"] / was["median"] > 1 + FLOOR:
+    if now["low"] > was["high"] and _all_above(now["rounds"], was["rounds"]):
         return "faster"
     return "same"
+
+
+def _all_above(higher: list[float], lower: list[float]) -> bool:
+    """Each octile by more than FLOOR."""
+    pairs = zip(
+        *(quantiles(each, n=8, method="inclusive") for each in (higher, lower)), strict=True
+    )
+    return all(high / low > 1 + FLOOR for high, low in pairs)
