@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench.correctness import require_right, wrongs
-from bench.loss_on_device import ALLOWANCE, SCALE, leaves, results_of
+from bench.correctness import ROUNDING, require_right, wrongs
+from bench.loss_on_device import SCALE, leaves, results_of
 from bench.loss_peers import reference_losses
 from bench.paired import in_turn, time_once
 from bench.rows import OURS, REFERENCE
@@ -18,6 +18,7 @@ from fastclip_kernels.testing import SCALAR_FLOOR, feature_floor
 from tests.distributed.collectives import Collectives
 
 CPU = torch.device("cpu")
+REPEATS = 8  # calls in a round
 
 
 class OnRank(NamedTuple):
@@ -45,7 +46,7 @@ def measure(rank: int, world_size: int, pairs: int, width: int, rounds: int) -> 
     floors = {name: feature_floor(SCALE, pairs) for name in ("d image", "d text")}
     floors |= {"loss": SCALAR_FLOOR, "d scale": SCALAR_FLOOR}
     truth, yardstick = step(theirs, wide), step(theirs, given)
-    found = wrongs(step(mine, given), truth, yardstick, ALLOWANCE[torch.float32], floors)
+    found = wrongs(step(mine, given), truth, yardstick, ROUNDING[torch.float32], floors)
     require_right(f"ClipLoss on {world_size} ranks", found)
 
     ways = {OURS: lambda: step(mine, given), REFERENCE: lambda: step(theirs, given)}
@@ -59,5 +60,5 @@ def measure(rank: int, world_size: int, pairs: int, width: int, rounds: int) -> 
         for name in in_turn(list(ways), turn):
             if world_size > 1:
                 dist.barrier()
-            seconds[name].append(time_once(ways[name], CPU))
+            seconds[name].append(time_once(ways[name], CPU, REPEATS))
     return OnRank(seconds, sent)

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from bench.captions import DEMO, caption_lengths, stretched
 from bench.contest import Contest
-from bench.correctness import backward_of, check_forms
+from bench.correctness import ROUNDING, backward_of, check_forms
 from bench.kernels_on_device import draw
-from bench.loss_on_device import ALLOWANCE
 from bench.paired import reason
 from bench.rows import OURS, REFERENCE, Work
 from bench.sizes import MEAN_CAPTIONS
@@ -61,7 +60,7 @@ def test_attention_of_pictures(contest: Contest) -> None:
     forms: dict[str, Form] = {OURS: attention, REFERENCE: by_sdpa, **peer}
     few = {name: each[:CHECKED] for name, each in qkv.items()}
     op = f"attention {sizes.dtype}"
-    bad = check_forms(op, forms, formula, few, ALLOWANCE[sizes.dtype])
+    bad = check_forms(op, forms, formula, few, ROUNDING[sizes.dtype])
     contest.run(
         "attention",
         f"image, {rows} x {shape[1]} tokens",
@@ -105,7 +104,7 @@ def test_attention_of_captions(mean: int, contest: Contest) -> None:
         },
         partial(formula, mask=mask),
         {name: each[:few] for name, each in qkv.items()},
-        ALLOWANCE[sizes.dtype],
+        ROUNDING[sizes.dtype],
     )
     squares, count = float((tokens.astype(np.int64) ** 2).sum()), float(tokens.sum())
     contest.run(

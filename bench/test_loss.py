@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.contest import Contest
-from bench.correctness import require_right, wrongs
-from bench.loss_on_device import ALLOWANCE, SCALE, SPECIFICATION, leaves, results_of
+from bench.correctness import ROUNDING, require_right, wrongs
+from bench.loss_on_device import SCALE, SPECIFICATION, leaves, results_of
 from bench.loss_peers import Loss, peers
 from bench.paired import reason
 from bench.rows import OURS, REFERENCE, Work
@@ -48,7 +48,7 @@ def check(
                 raise
             bad[name] = reason(error)  # a peer may fail in any way
             continue
-        found = wrongs(got, truth, yardstick, ALLOWANCE[dtype], floors)
+        found = wrongs(got, truth, yardstick, ROUNDING[dtype], floors)
         if ours:
             require_right(f"{kind}_loss {rows}x{width} {dtype}, {name}", found)
         elif found:

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.contest import Contest
-from bench.correctness import backward_of, check_forms
+from bench.correctness import ROUNDING, backward_of, check_forms
 from bench.kernels_on_device import MEAN, STD, draw
-from bench.loss_on_device import ALLOWANCE
 from bench.rows import OURS, REFERENCE, Work
 from fastclip.model.model_config import load_config
 from fastclip_kernels import patch_embed
@@ -57,7 +56,7 @@ def test_patch_embed(contest: Contest) -> None:
         },
         partial(patch_embed_reference, pixels[:few], mean=mean, std=std),
         parameters,
-        ALLOWANCE[sizes.dtype],
+        ROUNDING[sizes.dtype],
     )
     pairs, item = sizes.pairs, sizes.dtype.itemsize
     products = 2 * pairs * patches * 3 * patch**2 * wide

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from bench.report.changes import key_of, peer_of
 from bench.rows import OURS, REFERENCE, Row, Run
@@ -56,27 +57,27 @@ def roofline(run: Run, path: Path) -> Path | None:
     rows = [r for r in run.rows if r["work"]["flops"] and r["work"]["bytes"]]
     if not rows:
         return None
-    figure, axes = pyplot.subplots(figsize=(9, 5))
+    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.5))
     intensities = [row["work"]["flops"] / row["work"]["bytes"] for row in rows]
     ceiling = rows[0]["ceilings"]
-    top, slope = ceiling["gemm_flops"], ceiling["copy_bytes"]
-    right = 1.1 * max(*intensities, top / slope)
-    axes.plot([0, top / slope, right], [0, top / 1e9, top / 1e9], color="black")
-    axes.annotate("copy bandwidth, then products", (top / slope, top / 1e9), xytext=(4, 4),
-                  textcoords="offset points", fontsize=8)  # fmt: skip
-    for who in (OURS, REFERENCE):
-        points = [
-            (x, row["ways"][who]["flops_per_second"] / 1e9)
-            for x, row in zip(intensities, rows, strict=True)
-            if "flops_per_second" in row["ways"].get(who, {})
-        ]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, label=who, color=_COLOURS[who], s=18)
-    _from_zero(axes)
-    axes.set_xlabel("useful FLOPs a byte that must move")
-    axes.set_ylabel("useful GFLOP/s")
-    axes.legend()
+    top, ridge = ceiling["gemm_flops"] / 1e9, ceiling["gemm_flops"] / ceiling["copy_bytes"]
+    for axes, right in zip(both, (4 * ridge, 1.1 * max(*intensities, ridge)), strict=True):
+        axes.plot([0, ridge, max(right, 2 * ridge)], [0, top, top], color="black", linewidth=1)
+        for who in (OURS, REFERENCE):
+            points = [
+                (x, row["ways"][who]["flops_per_second"] / 1e9)
+                for x, row in zip(intensities, rows, strict=True)
+                if x <= right and "flops_per_second" in row["ways"].get(who, {})
+            ]
+            if points:
+                axes.scatter(*zip(*points, strict=True), label=who, color=_COLOURS[who], zorder=2)
+        axes.set_xlim(0, right)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("useful FLOPs a byte that must move")
+        axes.legend()
+    both[0].set_title("around the ridge of copy bandwidth and products", fontsize=9)
+    both[1].set_title("all ops", fontsize=9)
+    both[0].set_ylabel("useful GFLOP/s")
     return _save(figure, path)
 
 
@@ -143,6 +144,7 @@ def growth(run: Run, path: Path) -> Path | None:
             style = "--" if name.endswith(REFERENCE) else "-"
             axes.plot(*zip(*sorted(points), strict=True), style, marker="o", label=name)
         _from_zero(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(over)
         axes.set_ylabel("ms, forward and backward")
         axes.legend(fontsize=8)
