@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from bench.loss_on_device import machine, write
+from fastclip.errors import ExitCode
 
 PACKAGES = (
     "open_clip_torch", "flash-attn", "inf-cl", "memeff", "siglip-kernel", "nvidia-dali-cuda120",
@@ -62,7 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         "packages": {name: installed(name) for name in PACKAGES},
     }
     for i in range(torch.cuda.device_count()):
-        torch.zeros(1, device=f"cuda:{i}")  # one that is taken, or set up wrongly, says so here
+        try:
+            torch.zeros(1, device=f"cuda:{i}")
+        except RuntimeError as error:  # taken by somebody else, or set up wrongly
+            print(f"GPU {i} cannot be used: {str(error).splitlines()[0]}")
+            return ExitCode.ENVIRONMENT
     write(options.out / "environment.json", found)
     print(
         f"{found['device']}, torch {found['torch']}, CUDA {found['cuda']}, triton {found['triton']}"

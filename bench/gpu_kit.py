@@ -9,6 +9,7 @@ not done. Ends with a line for each part; exit status 0 where every result that 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ class Part(NamedTuple):
     checks: bool  # whether its exit status says that results are right
     interprets: bool  # with --toy and no GPU, in Triton's interpreter
     headline: Callable[[Any], str]  # of its JSON
+    needs: tuple[str, ...] = ()  # modules without which it is missing
 
 
 def parts(out: Path, seconds: float, *, toy: bool) -> list[Part]:
@@ -76,7 +78,7 @@ def parts(out: Path, seconds: float, *, toy: bool) -> list[Part]:
              "loss_speed.json", timed, False, True, headlines.speed),
         Part("embedding, attention", [module, "pytest", "bench/test_patch_embed.py",
                                       "bench/test_attention.py", *suite],
-             "suite.json", timed, True, False, headlines.suite),
+             "suite.json", timed, True, False, headlines.suite, ("pytest", "pytest_benchmark")),
         Part("step", [module, "bench.step_on_device", *to, *small, *model, "--seconds", str(seconds)],
              "step_on_device.json", timed, False, False, headlines.step),
         Part("whole trainer", [module, "bench.whole_trainer", *to, *both], "whole_trainer.json",
@@ -115,21 +117,30 @@ class Kit:
     def run(self, part: Part) -> None:
         """Whatever becomes of it is noted, and the next one runs."""
         print(f"== {part.name}", flush=True)
+        started = time.monotonic()
+        lacking = [name for name in part.needs if importlib.util.find_spec(name) is None]
+        if lacking:
+            status, end = "missing", f"not installed: {', '.join(lacking)}"
+            print(end, flush=True)
+        else:
+            status, end = self._in_a_process(part)
+        self._done[part.name] = Done(status, time.monotonic() - started, part.words, end)
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self._done, indent=1) + "\n")
+        partial.replace(self._file)
+
+    def _in_a_process(self, part: Part) -> tuple[str, str]:
+        """Its status and the last line that it printed; all of them are in a file."""
         environment = dict(os.environ)
         environment.pop("TRITON_INTERPRET", None)
         if part.interprets and self._toy and not torch.cuda.is_available():
             environment["TRITON_INTERPRET"] = "1"
-        started, log = time.monotonic(), self._out / f"{part.name.replace(' ', '_')}.log"
+        log = self._out / f"{part.name.replace(' ', '_')}.log"
         with log.open("w") as output:
             status = _in_time([sys.executable, *part.words], environment, output, part.seconds)
         lines = log.read_text().splitlines() or [""]
         print("\n".join(lines[-20:]), flush=True)
-        self._done[part.name] = Done(
-            _status(part, status), time.monotonic() - started, part.words, lines[-1][:200]
-        )
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(self._done, indent=1) + "\n")
-        partial.replace(self._file)
+        return _status(part, status), lines[-1][:200]
 
     def line(self, part: Part) -> str:
         """For the summary."""

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import model_check, test_attention, test_loss, test_patch_embed, test_tokenizer
+from bench import (
+    loss_ranks,
+    model_check,
+    test_attention,
+    test_loss,
+    test_patch_embed,
+    test_tokenizer,
+)
 from bench.correctness import WrongResult, multiple, wrongs
 from bench.loader_process import Epoch
 from bench.loss_peers import peers
@@ -64,6 +71,14 @@ def test_a_wrong_gradient_of_a_loss(kind: str, at: int, what: str, dtype: torch.
     wrong = {**losses, "fastclip": planted(losses["fastclip"], at)}
     with pytest.raises(WrongResult, match=f"^{kind}_loss 67x48 {dtype}, fastclip: .*{what}"):
         test_loss.check(kind, wrong, 67, 48, dtype, CPU)
+
+
+def test_a_wrong_gradient_of_the_loss_on_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(loss_ranks.measure(0, 1, 33, 16, 2).seconds["fastclip"]) == 2
+    right = loss_ranks.ClipLoss
+    monkeypatch.setattr(loss_ranks, "ClipLoss", lambda **options: planted(right(**options), 1))
+    with pytest.raises(WrongResult, match=r"^ClipLoss on 1 ranks: .*d text"):
+        loss_ranks.measure(0, 1, 33, 16, 2)
 
 
 def test_a_peer_that_is_wrong_is_named_and_not_timed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +103,12 @@ def test_what_is_missing_is_said_and_is_not_wrong(
 ) -> None:
     code = "import sys; print('no .venv-reference here'); sys.exit(69)"
     parts.append(part("trainer", tmp_path, code, checks=True))
+    parts.append(part("suite", tmp_path, checks=True, needs=("pytest", "no_such_module")))
     assert run(tmp_path) == 0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("trainer")]
-    assert line.split()[1] == "missing"
-    assert line.endswith("no .venv-reference here")
+    summary = capsys.readouterr().out.splitlines()[-3:-1]
+    assert [line.split()[1] for line in summary] == ["missing", "missing"]
+    assert summary[0].endswith("no .venv-reference here")
+    assert summary[1].endswith("not installed: no_such_module")
 
 
 def test_a_kernel_that_is_wrong_is_in_status_and_summary(
@@ -148,4 +149,3 @@ def test_the_parts_are_python_modules_that_exist(tmp_path: Path) -> None:
         for each in found:
             assert each.words[0] == "-m"
             assert importlib.util.find_spec(each.words[1]), each.words
-            assert sys.executable
