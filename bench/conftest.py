@@ -12,7 +12,7 @@ import torch
 
 from bench.ceilings import copy_rate, gemm_rate, gemm_shapes
 from bench.contest import Contest
-from bench.loss_on_device import machine
+from bench.machine import machine
 from bench.rows import BLOCK, SCHEMA, Ceilings, Row
 from bench.sizes import Sizes, sizes_for
 from bench.table import lines_of

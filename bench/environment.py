@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.loss_on_device import machine, write
+from bench.machine import machine, write
 from fastclip.errors import ExitCode
 
 PACKAGES = (

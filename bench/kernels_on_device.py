@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.correctness import with_gradients
-from bench.loss_on_device import ALLOWANCE, machine, write
+from bench.loss_on_device import ALLOWANCE
+from bench.machine import machine, write
 from fastclip_kernels import attention, patch_embed
 from fastclip_kernels.backend import interpreting
 from fastclip_kernels.testing import error_against_fp64

@@ -9,12 +9,9 @@ is cut short leaves what it has. Exit status 1 where a result of ours is wrong; 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import fastclip_kernels
 from bench.loss_peers import Loss, peers
+from bench.machine import machine, write
 from bench.paired import Timing, alternate, ratio
-from fastclip_kernels.backend import interpreting
 from fastclip_kernels.loss.reference import clip_loss_reference, siglip_loss_reference
 from fastclip_kernels.testing import SCALAR_FLOOR, error_against_fp64, feature_floor
 
@@ -33,35 +29,6 @@ SPECIFICATION = {"clip": clip_loss_reference, "siglip": siglip_loss_reference}
 # What rounding alone may add where the reference happens to be exact.
 ALLOWANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 SCALE, BIAS = 14.3, -10.0
-
-
-def cpu_name() -> str:
-    """As /proc has it; elsewhere what Python knows, which may be nothing but the architecture."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{names[0]}, {len(names)} threads" if names else platform.processor() or platform.machine()
-    )
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to know about where figures come from."""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "not installed"
-    return {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "fastclip_kernels": fastclip_kernels.__version__,
-        "python": platform.python_version(),
-        "interpreted": interpreting(),  # Triton's kernels, by Python: such times say nothing
-    }
 
 
 def leaves(
@@ -214,11 +181,6 @@ def _step(loss: Loss, inputs: list[Tensor]) -> Callable[[], None]:
         loss(*inputs).backward()
 
     return step
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from bench.correctness import wrongs
-from bench.loss_on_device import ALLOWANCE, SPECIFICATION, leaves, machine, results_of, write
+from bench.loss_on_device import ALLOWANCE, SPECIFICATION, leaves, results_of
+from bench.machine import machine, write
 from bench.paired import Timing, alternate, ratio
 from fastclip_kernels import clip_loss, siglip_loss
 from fastclip_kernels.backend import interpreting

@@ -31,7 +31,7 @@ from torch import Tensor
 import fastclip
 from bench.captions import DEMO, captions_of, repeated, stretched_ids
 from bench.ceilings import gemm_rate, gemm_shapes, useful_flops
-from bench.loss_on_device import machine, write
+from bench.machine import machine, write
 from bench.paired import Timing, alternate, ratio
 from bench.resident_step import Step, our_step, reference_step
 from fastclip.model.model_config import load_config

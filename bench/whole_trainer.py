@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench import reference_environment
-from bench.loss_on_device import machine, write
+from bench.machine import machine, write
 from bench.paired import in_turn, with_spread
 from bench.reference_environment import ROOT
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bench import gpu_kit
-from bench.gpu_kit import Part
+from bench.gpu_parts import Part
+from bench.gpu_parts import parts as real_parts
 
 WRITE = "import json, sys; json.dump({}, open(sys.argv[1], 'w')); print('ran')"
 # the kernels' own part, with a kernel that gives one gradient 1.01 times too large
@@ -144,7 +145,7 @@ def test_the_parts_are_python_modules_that_exist(tmp_path: Path) -> None:
     import importlib.util
 
     for toy in (False, True):
-        found = gpu_kit.parts(tmp_path, 10, toy=toy)
+        found = real_parts(tmp_path, 10, toy=toy)
         assert len({each.result for each in found}) == len(found) == 8
         for each in found:
             assert each.words[0] == "-m"
