@@ -34,20 +34,20 @@ class Sizes:
 QUICK = Sizes(
     model="ViT-S-32-alt", pairs=8, precision="fp32", dtype=torch.float32,
     losses=((128, 256), (256, 256), (512, 256)), captions=1000, pictures=96,
-    rounds=15, step_rounds=7, round_seconds=0.02,
+    rounds=31, step_rounds=7, round_seconds=0.02,
     trainer_rounds=3, trainer_steps=8, trainer_pairs=8, compiled=False,
 )  # fmt: skip
 CPU = Sizes(
     model="ViT-B-32-256", pairs=32, precision="fp32", dtype=torch.float32,
     losses=((256, 512), (1024, 512), (4096, 512)), captions=10_000, pictures=512,
-    rounds=15, step_rounds=9, round_seconds=0.1,
+    rounds=31, step_rounds=9, round_seconds=0.1,
     trainer_rounds=6, trainer_steps=24, trainer_pairs=32, compiled=False,
 )  # fmt: skip
 GPU = Sizes(
     model="ViT-B-32-256", pairs=_PAIRS_ON_40_GB, precision="amp_bfloat16", dtype=torch.bfloat16,
     losses=tuple((pairs, 512) for pairs in (1024, 4096, 8192, 32768, 65536)),
     captions=100_000, pictures=8192,
-    rounds=21, step_rounds=11, round_seconds=0.1,
+    rounds=31, step_rounds=11, round_seconds=0.1,
     trainer_rounds=3, trainer_steps=64, trainer_pairs=_PAIRS_ON_40_GB, compiled=True,
 )  # fmt: skip
 

@@ -1,13 +1,14 @@
 """What changed from one run to the next, beyond the noise of either.
 
 Compared are ratios to a peer that ran in the same rounds, not times: what slows the machine slows both. A change is
-called one where the two intervals of the median ratio do not meet, and each octile of the rounds differs by more than
-FLOOR. Octiles, because a slower op is slower in every round, while a disturbance that hits one way harder than the
-other leaves the rounds that it missed where they were.
+called one where the rounds of one run lie below those of the other by the rank-sum test (Mann and Whitney 1947, normal
+approximation), and each of their quartiles differs by more than FLOOR. Quartiles, because a slower op is slower in every
+round, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they were.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import quantiles
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from bench.rows import REFERENCE, Row, Run
 
 FLOOR = 0.07  # two processes differ by some of it: where memory lies, which core
+DEVIATIONS = 2.6  # of the rank sum: by chance in one comparison of 200
 CONFIDENT = 0.9  # below, there were too few rounds to tell
 
 Verdict = Literal["slower", "faster", "same", "too few rounds", "not compared"]
@@ -60,16 +62,17 @@ def changes(before: Run, after: Run) -> Iterator[Change]:
 def _verdict(was: dict[str, Any], now: dict[str, Any]) -> Verdict:
     if min(was["confidence"], now["confidence"]) < CONFIDENT:
         return "too few rounds"
-    if now["high"] < was["low"] and _all_above(was["rounds"], now["rounds"]):
+    if _above(was["rounds"], now["rounds"]):
         return "slower"
-    if now["low"] > was["high"] and _all_above(now["rounds"], was["rounds"]):
-        return "faster"
-    return "same"
+    return "faster" if _above(now["rounds"], was["rounds"]) else "same"
 
 
-def _all_above(higher: list[float], lower: list[float]) -> bool:
-    """Each octile by more than FLOOR."""
+def _above(higher: list[float], lower: list[float]) -> bool:
+    """By more than chance, and at each quartile by more than FLOOR."""
+    n, m = len(higher), len(lower)
+    wins = sum((a > b) + (a == b) / 2 for a in higher for b in lower)
+    deviations = (wins - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
     pairs = zip(
-        *(quantiles(each, n=8, method="inclusive") for each in (higher, lower)), strict=True
+        *(quantiles(each, n=4, method="inclusive") for each in (higher, lower)), strict=True
     )
-    return all(high / low > 1 + FLOOR for high, low in pairs)
+    return deviations > DEVIATIONS and all(high / low > 1 + FLOOR for high, low in pairs)
