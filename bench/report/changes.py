@@ -2,8 +2,9 @@
 
 Compared are ratios to a peer that ran in the same rounds, not times: what slows the machine slows both. A change is
 called one where the rounds of one run lie below those of the other by the rank-sum test (Mann and Whitney 1947, normal
-approximation), and each of their quartiles differs by more than FLOOR. Quartiles, because a slower op is slower in every
-round, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they were.
+approximation), and each of their quartiles differs by more than FLOOR. Quartiles, because a slower op is slower in
+every round, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they
+were.
 """
 
 from __future__ import annotations
