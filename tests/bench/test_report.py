@@ -42,7 +42,7 @@ def row(
     for turn in range(rounds):
         shared = drawn.lognormvariate(0, 0.06)
         disturbed = busy if turn > rounds // 2 else 1.0
-        for name, seconds, extra in (("fastclip", ours, 1.1), ("open_clip", theirs, 1.0)):
+        for name, seconds, extra in (("fastclip", ours, 1.15), ("open_clip", theirs, 1.0)):
             slow = disturbed * extra if disturbed > 1 else 1.0
             timing = timings[name]
             assert isinstance(timing, Timing)
@@ -81,9 +81,9 @@ def test_a_slow_down_of_15_percent_is_flagged(
 
 def test_noise_is_not_flagged(tmp_path: Path, drawn: random.Random) -> None:
     """A machine half as fast for all of a run, or for a half of it, even if ours suffers more."""
-    before = row(drawn)
-    assert verdict_of(tmp_path, before, row(drawn, ours=2.0, theirs=4.0)) == "same"
-    assert verdict_of(tmp_path, before, row(drawn, busy=2.0)) == "same"
+    before = row(drawn, rounds=31)  # so many that the rank-sum test alone would see the disturbance
+    assert verdict_of(tmp_path, before, row(drawn, rounds=31, ours=2.0, theirs=4.0)) == "same"
+    assert verdict_of(tmp_path, before, row(drawn, rounds=31, busy=2.0)) == "same"
 
 
 def test_what_cannot_be_told_is_said(tmp_path: Path, drawn: random.Random) -> None:
