@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.loss_on_device import ALLOWANCE, machine, write
+from bench.correctness import with_gradients
+from bench.loss_on_device import ALLOWANCE
+from bench.machine import machine, write
 from fastclip_kernels import attention, patch_embed
 from fastclip_kernels.backend import interpreting
 from fastclip_kernels.testing import error_against_fp64
@@ -27,15 +29,6 @@ from fastclip_kernels.testing import error_against_fp64
 MEAN, STD = torch.tensor([0.481, 0.458, 0.408]), torch.tensor([0.269, 0.261, 0.276])
 
 Form = Callable[..., Tensor]
-
-
-def with_gradients(form: Form, inputs: list[Tensor]) -> list[Tensor]:
-    """The result, and the gradients by all inputs, of a fixed upstream gradient."""
-    leaves = [each.detach().requires_grad_() for each in inputs]
-    out = form(*leaves)
-    generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(out.shape, generator=generator).to(out.device, out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
 def draw(
@@ -138,13 +131,15 @@ def main(arguments: list[str] | None = None) -> int:
     found, good = [], True
     for dtype, allowance in ALLOWANCE.items():
         for name, ours, plain, inputs in cases(device, dtype, toy=options.toy):
-            truth = with_gradients(plain, [each.double() for each in inputs])
+            given = {str(place): each for place, each in enumerate(inputs)}
+            wide = {name: each.double() for name, each in given.items()}
+            truth = with_gradients(plain, wide)
             errors: dict[str, Any] = {}
             for who, form in (("fastclip", ours), ("torch", plain)):
                 try:
-                    got = with_gradients(form, inputs)
+                    got = with_gradients(form, given)
                     errors[who] = [
-                        error_against_fp64(g, t, 1e-6) for g, t in zip(got, truth, strict=True)
+                        error_against_fp64(got[what], truth[what], 1e-6) for what in truth
                     ]
                 except Exception as error:  # what fails is a result too, and the others go on
                     errors[who] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"

@@ -1,6 +1,6 @@
 """The losses on one device: are they right, and how fast are they beside their peers?
 
-    python -m bench.loss_on_device --out results [--toy | --cpu]
+    python -m bench.loss_on_device --out results [--toy | --cpu] [--only right|fast]
 
 Writes loss_correctness.json, then loss_speed.json after every size, smallest first, so that a run that
 is cut short leaves what it has. Exit status 1 where a result of ours is wrong; speed fails nothing.
@@ -9,12 +9,9 @@ is cut short leaves what it has. Exit status 1 where a result of ours is wrong; 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import fastclip_kernels
 from bench.loss_peers import Loss, peers
+from bench.machine import machine, write
 from bench.paired import Timing, alternate, ratio
 from fastclip_kernels.loss.reference import clip_loss_reference, siglip_loss_reference
 from fastclip_kernels.testing import SCALAR_FLOOR, error_against_fp64, feature_floor
@@ -32,34 +29,6 @@ SPECIFICATION = {"clip": clip_loss_reference, "siglip": siglip_loss_reference}
 # What rounding alone may add where the reference happens to be exact.
 ALLOWANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 SCALE, BIAS = 14.3, -10.0
-
-
-def cpu_name() -> str:
-    """As /proc has it; elsewhere what Python knows, which may be nothing but the architecture."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{names[0]}, {len(names)} threads" if names else platform.processor() or platform.machine()
-    )
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to know about where figures come from."""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "not installed"
-    return {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "fastclip_kernels": fastclip_kernels.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def leaves(
@@ -214,16 +183,12 @@ def _step(loss: Loss, inputs: list[Tensor]) -> Callable[[], None]:
     return step
 
 
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--toy", action="store_true", help="a few small sizes, for any machine")
     parser.add_argument("--cpu", action="store_true", help="a CPU's sizes, 64 to 16,384 pairs")
+    parser.add_argument("--only", choices=("right", "fast"), help="one of the two questions")
     parser.add_argument(
         "--seconds", type=float, default=240, help="time for each dtype's speed part"
     )
@@ -242,14 +207,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.cpu:
         fast = [(rows, 512) for rows in (64, 128, 256, 512, 4096, 8192, 16384)]
         dtypes = [torch.float32, torch.bfloat16]
-    good = check(options.out, device, exact)
+    good = options.only == "fast" or check(options.out, device, exact)
+    if options.only == "right":
+        dtypes = []
     cases: list[dict[str, Any]] = []
     for dtype in dtypes:
         compare_speed(
             options.out, device, fast, dtype, options.seconds,
             compiled=not options.toy, rounds=5 if options.cpu else 7, cases=cases,
         )  # fmt: skip
-    print("every result of ours is right" if good else "SOME RESULTS OF OURS ARE WRONG")
+    if options.only != "fast":
+        print("every result of ours is right" if good else "SOME RESULTS OF OURS ARE WRONG")
     return 0 if good else 1
 
 

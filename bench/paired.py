@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+from bench.peak_memory import peak_bytes
 
 
 @dataclass
@@ -22,57 +26,99 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def time_once(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call; on a GPU between two of its own events."""
+class Ratio(NamedTuple):
+    """How many times as fast one way is as another, and an interval that holds the true median."""
+
+    median: float
+    low: float
+    high: float
+    confidence: float  # that the interval holds it, for independent rounds
+
+
+def time_once(call: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+    """Seconds of one call, the mean of so many in a row; on a GPU between two of its own events."""
     if device.type != "cuda":
         start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) / repeats
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     before.record()
-    call()
+    for _ in range(repeats):
+        call()
     after.record()
     after.synchronize()
-    return before.elapsed_time(after) / 1e3
+    return before.elapsed_time(after) / 1e3 / repeats
 
 
-def alternate(
-    ways: dict[str, Callable[[], None]], device: torch.device, rounds: int = 7, warm_up: int = 2
+def warmed_up(
+    ways: Mapping[str, Callable[[], object]], device: torch.device, warm_up: int
 ) -> dict[str, Timing | str]:
-    """The timing of each way, or why it has none: it ran out of memory, or failed.
-
-    Each round runs every way once. A way that fails in its warm-up takes no further part.
-    """
+    """Each way's peak memory once it is warm, no time taken yet; or why it takes no further part."""
     results: dict[str, Timing | str] = {}
     for name, call in ways.items():
         try:
-            results[name] = Timing([], _peak(call, device, warm_up))
-        except torch.OutOfMemoryError:
-            results[name] = "out of memory"
+            for _ in range(warm_up):
+                call()
+            results[name] = Timing([], peak_bytes(call, device))
         except Exception as error:  # a peer may fail in any way; the others go on
-            results[name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            results[name] = reason(error)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    for _ in range(rounds):
-        for name, timing in results.items():
+    return results
+
+
+def reason(error: Exception) -> str:
+    """One line on why a way has no time."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error):
+        return "out of memory"
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def alternate(
+    ways: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int = 7,
+    warm_up: int = 2,
+) -> dict[str, Timing | str]:
+    """The timing of each way, or why it has none: it ran out of memory, or failed.
+
+    Each round runs every way once, and every other round backwards (A B, B A, A B, ...), so that neither a machine
+    that slows down nor who comes after whom favours one. A way that fails in its warm-up takes no further part.
+    """
+    results = warmed_up(ways, device, warm_up)
+    for turn in range(rounds):
+        for name in in_turn(list(results), turn):
+            timing = results[name]
             if isinstance(timing, Timing):
                 timing.seconds.append(time_once(ways[name], device))
     return results
 
 
-def _peak(call: Callable[[], None], device: torch.device, warm_up: int) -> int | None:
-    for _ in range(warm_up):
-        call()
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+def in_turn(names: list[str], turn: int) -> list[str]:
+    """The order of a round."""
+    return names if turn % 2 == 0 else names[::-1]
+
+
+def ratios(of: Timing, to: Timing) -> list[float]:
+    """How many times as fast `to` is as `of`, round by round."""
+    return [a / b for a, b in zip(of.seconds, to.seconds, strict=True)]
 
 
 def ratio(of: Timing, to: Timing) -> float:
     """How many times as fast `to` is as `of`: the median of paired ratios."""
-    return statistics.median(a / b for a, b in zip(of.seconds, to.seconds, strict=True))
+    return statistics.median(ratios(of, to))
+
+
+def with_spread(of_rounds: list[float], wanted: float = 0.95) -> Ratio:
+    """Median and the distribution-free interval for it: the narrowest pair of order statistics that has it between
+    them with the confidence wanted, or all rounds where these are too few for that. The k-th smallest of n is
+    above the true median only if fewer than k lie below it, so confidence = 1 - 2 P(Binomial(n, 1/2) < k).
+    """
+    ordered, n = sorted(of_rounds), len(of_rounds)
+
+    def confidence(k: int) -> float:
+        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+
+    k = max([k for k in range(1, n // 2 + 1) if confidence(k) >= wanted], default=1)
+    return Ratio(statistics.median(ordered), ordered[k - 1], ordered[n - k], confidence(k))

@@ -7,6 +7,7 @@ Both trainers set torch's backends alike (TF32, cuDNN's search for the fastest c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,43 @@ if TYPE_CHECKING:
 Step = Callable[[], Any]
 
 
-def our_step(
+@dataclass(frozen=True)
+class Resident:
+    """A trainer with one batch on its device, whole and in parts."""
+
+    model: Any
+    images: Tensor  # as its model takes them
+    texts: Any  # likewise
+    autocast: Callable[[], Any]
+    loss: Callable[..., dict[str, Tensor]]  # of the model's outputs and output_dict=True
+    step: Step
+
+    def image_features(self) -> Tensor:
+        """Unit-norm, (B, D)."""
+        with self.autocast():
+            features: Tensor = self.model.encode_image(self.images, normalize=True)
+        return features
+
+    def text_features(self) -> Tensor:
+        """Unit-norm, (B, D)."""
+        with self.autocast():
+            features: Tensor = self.model.encode_text(self.texts, normalize=True)
+        return features
+
+    def total_loss(self) -> Tensor:
+        """0-dim."""
+        with self.autocast():
+            outputs = self.model(self.images, self.texts)
+            return torch.stack(list(self.loss(**outputs, output_dict=True).values())).sum()
+
+
+def our_resident(
     flags: Sequence[str],
     images: Tensor,  # uint8 (B, H, W, 3), on the device
     texts: Tensor,  # int64 (B, L), on the CPU, where the loader packs
     world: World | None = None,  # None: this process alone
-) -> Step:
-    """The trainer's own step, put together as `train/setup.py` does."""
+) -> Resident:
+    """The trainer's own parts, put together as `train/setup.py` does."""
     from fastclip.config.parse import parse_args
     from fastclip.config.resolve import resolve
     from fastclip.data.batch import Batch, PackedText
@@ -68,27 +99,29 @@ def our_step(
         scaler=None,
         nonfinite=config.optim.nonfinite,
     )
-    wrapped, loss = (
-        wrap(model, config, world).train(),
-        make_loss(config.loss, world, captions=False),
-    )
+    loss = make_loss(config.loss, world, captions=False)
+    autocast = autocast_factory(config.precision, world.device)
+    wrapped = wrap(model, config, world).train()
     towers = gather_early(wrapped, loss, world, model=model, accum_freq=1)
-    step = PlainStep(
-        Forward(towers, None, input_dtype(config.precision)),
-        loss,
-        update,
-        autocast_factory(config.precision, world.device),
-    )
-    return lambda: step([batch])
+    forward = Forward(towers, None, input_dtype(config.precision))
+    step = PlainStep(forward, loss, update, autocast)
+    return Resident(model, batch.images, batch.texts, autocast, loss, lambda: step([batch]))
 
 
-def reference_step(
+def our_step(
+    flags: Sequence[str], images: Tensor, texts: Tensor, world: World | None = None
+) -> Step:
+    """The step of `our_resident`."""
+    return our_resident(flags, images, texts, world).step
+
+
+def reference_resident(
     flags: Sequence[str],
     images: Tensor,  # uint8 (B, H, W, 3), on the device
     texts: Tensor,  # int64 (B, L)
     *,
     compiled: bool = False,
-) -> Step:
+) -> Resident:
     """OpenCLIP's model, loss and optimiser, as its `train_one_epoch` joins them; checkpointed where `flags` say so."""
     import open_clip
     from open_clip_train import params
@@ -131,4 +164,11 @@ def reference_step(
         with torch.no_grad():
             model.logit_scale.clamp_(0, 4.6052)
 
-    return step
+    return Resident(model, pixels, texts, autocast, loss, step)
+
+
+def reference_step(
+    flags: Sequence[str], images: Tensor, texts: Tensor, *, compiled: bool = False
+) -> Step:
+    """The step of `reference_resident`."""
+    return reference_resident(flags, images, texts, compiled=compiled).step

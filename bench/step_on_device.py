@@ -30,7 +30,8 @@ from torch import Tensor
 
 import fastclip
 from bench.captions import DEMO, captions_of, repeated, stretched_ids
-from bench.loss_on_device import machine, write
+from bench.ceilings import gemm_rate, gemm_shapes, useful_flops
+from bench.machine import machine, write
 from bench.paired import Timing, alternate, ratio
 from bench.resident_step import Step, our_step, reference_step
 from fastclip.model.model_config import load_config
@@ -43,64 +44,6 @@ USER_FLAGS = [
     *("--lr", "0.001", "--warmup", "2000", "--beta1", "0.9", "--beta2", "0.95", "--wd", "0.2"),
     *("--precision", "amp_bfloat16"),
 ]
-
-
-def gemm_shapes(model: str, batch_size: int, tokens: int) -> list[tuple[int, int, int]]:
-    """(rows, in, out) of the products of one block of each tower, forward."""
-    config = load_config(model)
-    vision, text = config.vision_cfg, config.text_cfg
-    height, width = vision.image_size_pair
-    patches = (height // vision.patch_size) * (width // vision.patch_size)
-    found = []
-    for rows, wide, ratio_ in (
-        (batch_size * (patches + 1), vision.width, vision.mlp_ratio),
-        (tokens, text.width, text.mlp_ratio),
-    ):
-        hidden = int(wide * ratio_)
-        found += [(rows, wide, n) for n in (3 * wide, wide, hidden)] + [(rows, hidden, wide)]
-    return found
-
-
-def gemm_rate(
-    shapes: list[tuple[int, int, int]], device: torch.device, dtype: torch.dtype
-) -> float:
-    """FLOP/s of the vendor's GEMM over products of those shapes, one after the other."""
-    operands = [
-        (
-            torch.randn(m, k, device=device, dtype=dtype),
-            torch.randn(k, n, device=device, dtype=dtype),
-        )
-        for m, k, n in shapes
-    ]
-
-    def multiply() -> None:
-        for a, b in operands:
-            torch.mm(a, b)
-
-    timing = alternate({"gemms": multiply}, device, rounds=9)["gemms"]
-    assert isinstance(timing, Timing), timing
-    return sum(2 * m * k * n for m, k, n in shapes) / timing.median
-
-
-def useful_flops(model: str, mean_tokens: float) -> float:
-    """Of one sample, forward and backward: products of its own tokens, the last block's one row, no recomputation."""
-    config = load_config(model)
-    vision, text = config.vision_cfg, config.text_cfg
-    height, width = vision.image_size_pair
-    patches = (height // vision.patch_size) * (width // vision.patch_size)
-    embedding = 2.0 * patches * 3 * vision.patch_size**2 * vision.width  # pixels get no gradient
-    forward = 0.0
-    for tokens, tower, one_row in (
-        (patches + 1, vision, vision.pools_one_row),
-        (mean_tokens, text, text.pools_one_row),
-    ):
-        w, hidden = tower.width, int(tower.width * tower.mlp_ratio)
-        rows = 1.0 if one_row else tokens
-        whole = tower.layers - 1
-        forward += whole * 2 * tokens * (4 * w * w + 2 * w * hidden + 2 * tokens * w)
-        forward += 2 * (tokens * 2 * w * w + rows * (2 * w * w + 2 * w * hidden + 2 * tokens * w))
-        forward += 2 * config.embed_dim * w
-    return 3 * forward + 2 * embedding
 
 
 def batches(model: str, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

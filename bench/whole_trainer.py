@@ -4,7 +4,8 @@
 
 SHARDS as --train-data of both takes it (default: the bundled demo shards). The flags are those of a user's training
 script for ViT-B-32-256; words after `--` go to both, those of --ours to fastclip alone. Needs the reference trainer's
-environment, which scripts/reference_env.sh makes. A round runs OpenCLIP, then fastclip; steps are read from their log
+environment, which scripts/reference_env.sh makes. A round runs OpenCLIP, then fastclip, the next one the other way
+round; steps are read from their log
 lines, the first ones left out; of each round the ratio of mean step times is taken. Ratios on a busy machine mean
 little: run nothing beside it.
 """
@@ -19,15 +20,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bench.loss_on_device import machine, write
+from bench import reference_environment
+from bench.machine import machine, write
+from bench.paired import in_turn, with_spread
+from bench.reference_environment import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-REFERENCE_PYTHON = ROOT / ".venv-reference" / "bin" / "python"
 DEMO = str(ROOT / "fastclip" / "demo" / "train-{0000..0003}.tar")
 
 USER_FLAGS = shlex.split("""
@@ -68,7 +71,7 @@ def commands(options: argparse.Namespace, folder: Path, turn: int) -> dict[str, 
         *("--batch-size", str(options.batch_size), "--logs", str(folder)),
         *options.both,
     ]
-    reference = [str(REFERENCE_PYTHON), "-m", "open_clip_train.main"]
+    reference = [str(reference_environment.PYTHON), "-m", "open_clip_train.main"]
     ours = [sys.executable, "-m", "fastclip", "train"]
     return {
         "open_clip": [*reference, *flags, "--name", f"open_clip-{turn}"],
@@ -76,30 +79,35 @@ def commands(options: argparse.Namespace, folder: Path, turn: int) -> dict[str, 
     }
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds; prints one line each."""
+def compare(options: argparse.Namespace, without: Collection[str] = ()) -> dict[str, Any]:
+    """All rounds, of both trainers but those left out; prints one line each."""
     rounds: list[dict[str, Any]] = []
     shown: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="whole-trainer-") as name:
         folder = Path(name)
         for turn in range(options.rounds):
-            shown = {
-                who: shlex.join(words) for who, words in commands(options, folder, turn).items()
-            }
+            to_run = commands(options, folder, turn)
+            shown = {who: shlex.join(words) for who, words in to_run.items()}
             measured = {
-                who: run_once(command, folder / f"{who}-{turn}" / "out.log", options.warm_up)
-                for who, command in commands(options, folder, turn).items()
+                who: run_once(to_run[who], folder / f"{who}-{turn}" / "out.log", options.warm_up)
+                for who in in_turn(list(to_run), turn)
+                if who not in without
             }
-            means = {who: statistics.mean(each.seconds) for who, each in measured.items()}
-            ratio = means["open_clip"] / means["fastclip"]
-            peak = {who: each.peak_bytes / 1e9 for who, each in measured.items()}
-            print(
-                f"round {turn + 1}: open_clip {means['open_clip']:.2f} s a step, fastclip {means['fastclip']:.2f} s, "
-                f"ratio {ratio:.2f}; peak {peak['open_clip']:.2f} and {peak['fastclip']:.2f} GB",
-                flush=True,
-            )
-            rounds.append({"ratio": ratio, **{who: m._asdict() for who, m in measured.items()}})
+            print(f"round {turn + 1}: {_line(measured)}", flush=True)
+            rounds.append({who: each._asdict() for who, each in measured.items()})
     return {"commands": shown, "warm_up": options.warm_up, "rounds": rounds}
+
+
+def step_seconds(measured: dict[str, Any]) -> float:
+    """The mean step of one run of `compare`'s rounds."""
+    return statistics.mean(measured["seconds"])
+
+
+def _line(measured: dict[str, Measured]) -> str:
+    return "; ".join(
+        f"{who} {statistics.mean(each.seconds):.2f} s a step, peak {each.peak_bytes / 1e9:.2f} GB"
+        for who, each in measured.items()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,14 +129,15 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if not REFERENCE_PYTHON.exists():
-        print("no .venv-reference here: run scripts/reference_env.sh first", file=sys.stderr)
+    if not reference_environment.is_there():
+        print(reference_environment.MISSING, file=sys.stderr)
         return 69
     result = compare(options)
-    ratios = sorted(each["ratio"] for each in result["rounds"])
-    low = statistics.quantiles(ratios, n=4, method="inclusive")[0] if len(ratios) > 1 else ratios[0]
+    for each in result["rounds"]:
+        each["ratio"] = step_seconds(each["open_clip"]) / step_seconds(each["fastclip"])
+    found = with_spread([each["ratio"] for each in result["rounds"]])
     print(
-        f"ratio: median {statistics.median(ratios):.2f}, lower quartile {low:.2f} of {len(ratios)} rounds"
+        f"ratio: median {found.median:.2f}, {found.low:.2f} to {found.high:.2f} in {options.rounds} rounds"
     )
     if options.out is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,137 @@
+"""`pytest bench/`: options, fixtures, the table at the end, and what the JSON holds.
+
+pytest bench/ [--quick] [--benchmark-json RESULT.json]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench.ceilings import copy_rate, gemm_rate, gemm_shapes
+from bench.contest import Contest
+from bench.machine import machine
+from bench.rows import BLOCK, SCHEMA, Ceilings, Row
+from bench.sizes import Sizes, sizes_for
+from bench.table import lines_of
+from fastclip.train.mfu import peak_flops
+from fastclip.train.precision import set_backend_precision
+
+_ROWS = pytest.StashKey[list[Row]]()
+_WRONG = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastclip")
+    group.addoption("--quick", action="store_true", help="small sizes: minutes on a laptop's CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("pytest bench/ needs pytest-benchmark: pip install '.[bench]'")
+    if getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError(
+            "-n: processes side by side disturb each other's times; leave it out"
+        )
+    if config.option.benchmark_disable:
+        raise pytest.UsageError("--benchmark-disable: there is nothing in pytest bench/ but times")
+    config.option.benchmark_quiet = True  # one table is enough, and theirs has no ratios
+    config.stash[_ROWS], config.stash[_WRONG] = [], []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "loss_size" in metafunc.fixturenames:
+        where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = sizes_for(where, quick=metafunc.config.getoption("quick")).losses
+        metafunc.parametrize("loss_size", found, ids=[f"{b}x{d}" for b, d in found])
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_backend_precision(chosen, deterministic=False)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def sizes(pytestconfig: pytest.Config, device: torch.device) -> Sizes:
+    return sizes_for(device, quick=pytestconfig.getoption("quick"))
+
+
+@pytest.fixture(scope="session")
+def ceilings_of(device: torch.device, sizes: Sizes) -> dict[torch.dtype, Ceilings]:
+    """By the dtype of the products: that of the ops, that of the step."""
+    shapes = gemm_shapes(sizes.model, sizes.pairs, 20 * sizes.pairs)
+    copied = copy_rate(device)
+    in_step = torch.float32 if sizes.precision == "fp32" else torch.bfloat16
+    return {
+        dtype: Ceilings(
+            gemm_rate(shapes, device, dtype),
+            copied,
+            None if dtype == torch.float32 else peak_flops(device, "amp_bf16"),
+        )
+        for dtype in {sizes.dtype, in_step}
+    }
+
+
+@pytest.fixture
+def contest(
+    benchmark: Any,
+    device: torch.device,
+    sizes: Sizes,
+    ceilings_of: dict[torch.dtype, Ceilings],
+    pytestconfig: pytest.Config,
+) -> Contest:
+    """Utilisation against products in the dtype of the ops."""
+    return Contest(benchmark, device, sizes, ceilings_of[sizes.dtype], pytestconfig.stash[_ROWS])
+
+
+@pytest.fixture
+def step_contest(
+    benchmark: Any,
+    device: torch.device,
+    sizes: Sizes,
+    ceilings_of: dict[torch.dtype, Ceilings],
+    pytestconfig: pytest.Config,
+) -> Contest:
+    """Utilisation against products in the precision of the step."""
+    dtype = torch.float32 if sizes.precision == "fp32" else torch.bfloat16
+    return Contest(benchmark, device, sizes, ceilings_of[dtype], pytestconfig.stash[_ROWS])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.when == "call" and report.failed and call.excinfo is not None:
+        item.config.stash[_WRONG].append(f"{item.name}: {str(call.excinfo.value).splitlines()[0]}")
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    output_json[BLOCK] = {
+        "schema": SCHEMA,
+        "machine": {**machine(where), "torch_threads": torch.get_num_threads()},
+        "quick": config.getoption("quick"),
+        "rows": config.stash[_ROWS],
+        "failed": config.stash[_WRONG],
+    }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # a host's name is nobody's business
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows, wrong = config.stash.get(_ROWS, []), config.stash.get(_WRONG, [])
+    if not rows and not wrong:
+        return
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    terminalreporter.section(f"fastclip beside open_clip on {machine(where)['device']}")
+    for line in lines_of(rows, wrong):
+        terminalreporter.write_line(line)
