@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import autocast_is_on, sum_dtype
-from .cpu import log1p_sum, multiplies
+from .cpu import multiplies
 from .op import keep_gradients, kept_gradients
 from .sweeps import LOG2_E, Sums, finished, inner_product
 
@@ -92,8 +92,8 @@ def _sigmoid(
     slope = z.sigmoid()
     over = z.clamp(min=0).sum()  # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
     grown = z.abs_().mul_(-LOG2_E).exp2_()
-    more = grown + 1
-    loss = (over + log1p_sum(grown, more, torch.empty_like(more))) / len(image)
+    # log(1 + g) = 2 artanh(g / (g + 2)): torch.log1p takes 6 times as long on a CPU
+    loss = (over + 2 * grown.div_(grown + 2).atanh_().sum()) / len(image)
     if not gradients:
         return (loss,)
     if first is not None:
