@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -89,42 +90,57 @@ def test_twenty_steps_in_bf16_autocast() -> None:
     assert figures["fall"] >= 0.10
 
 
+def _real() -> tuple[Any, list[Any]]:
+    """A real ViT-B-32-256 of the reference, and 20 batches of 8 pairs."""
+    return reference_model(VIT_B_32_256, 0), learnable_batches(VIT_B_32_256, STEPS, BATCH, 0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("precision", "tolerance", "batch_size"),
-    [
-        ("fp32", 1e-4, 8),
-        pytest.param(
-            "amp_bfloat16",
-            2e-2,
-            8,
-            marks=pytest.mark.skipif(
-                not torch.cpu._is_avx512_bf16_supported(),
-                reason="without bf16 instructions each of 40 steps takes minutes",
-            ),
-        ),
-    ],
-)
-def test_real_vit_b_32_256(precision: str, tolerance: float, batch_size: int) -> None:
-    model = reference_model(VIT_B_32_256, 0)
-    batches = learnable_batches(VIT_B_32_256, STEPS, batch_size, 0)
+def test_real_vit_b_32_256() -> None:
+    model, batches = _real()
+    flags = [*FLAGS, "--precision", "fp32"]
     weights = copy.deepcopy(model.state_dict())
-    flags = [*FLAGS, "--precision", precision, "--batch-size", str(batch_size)]
-    # Under autocast the reference rounds its logits to bf16, by up to 0.03 each at the scale of a first step. Over 8
-    # pairs that moves its loss by 6e-2 within 20 steps, thrice the tolerance, which is for its unrounded logits.
-    as_it_is = None
-    if precision != "fp32":
-        as_it_is = reference_trajectory(copy.deepcopy(model), batches, flags)
-    theirs = reference_trajectory(model, batches, flags, exact_logits=precision != "fp32")
+    theirs = reference_trajectory(model, batches, flags)
     del model
     ours = our_trajectory(our_model(VIT_B_32_256, weights), batches, flags)
-    figures = compare(ours, theirs, loss_tolerance=tolerance)
+    figures = compare(ours, theirs, loss_tolerance=1e-4)
     assert figures["fall"] >= 0.10
-    if as_it_is is not None:
-        compare(ours, as_it_is, loss_tolerance=0.1)
-    if precision == "fp32":
-        assert figures["total"] <= 1e-3
-        assert figures["tensor"] <= 1e-2
+    assert figures["total"] <= 1e-3
+    assert figures["tensor"] <= 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(),
+    reason="without bf16 instructions each of 80 steps takes minutes",
+)
+def test_real_vit_b_32_256_in_bf16_autocast() -> None:
+    """Rounding grows: with another number of threads a bf16 run of the reference's, or of ours, differs from itself by
+    0.003 in 10 steps and by 0.025 in 20. So the bar of 2e-2 is for 10 steps; for all 20, a bf16 run may be no farther
+    from the reference's fp32 run than the reference's own is. The former is against the reference with logits that
+    are not rounded to bf16: that alone moves its loss by 0.01 in 10 steps and by 0.06 in 20.
+    """
+    model, batches = _real()
+    flags = [*FLAGS, "--precision", "amp_bfloat16"]
+    weights = copy.deepcopy(model.state_dict())
+
+    def theirs(flags: list[str], **how: bool) -> Trajectory:
+        return reference_trajectory(copy.deepcopy(model), batches, flags, **how)
+
+    exact = theirs(flags, exact_logits=True)
+    ours = our_trajectory(our_model(VIT_B_32_256, weights), batches, flags)
+    assert _farthest(ours.losses[:10], exact.losses) <= 2e-2
+    fp32 = theirs([*FLAGS, "--precision", "fp32"])
+    own, of_reference = (_farthest(each.losses, fp32.losses) for each in (ours, theirs(flags)))
+    print(
+        f"from the reference's fp32 run in 20 steps: ours {own:.4f}, its bf16 run {of_reference:.4f}"
+    )
+    assert own <= max(2e-2, 1.5 * of_reference)
+    assert ours.losses[-1] <= 0.9 * ours.losses[0]
+
+
+def _farthest(losses: list[float], others: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(losses, others, strict=False))
 
 
 def _with_optimizer(run: Run, **changes: object) -> Run:
