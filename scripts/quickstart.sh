@@ -22,7 +22,7 @@ command=(
     --val-data fastclip/demo/val-0000.tar --val-num-samples 240
     --aug-cfg scale=0.5,1.0
     --epochs 16 --batch-size 64 --lr 1e-3 --beta2 0.98 --eps 1e-6 --wd 0.2 --warmup 50 --precision fp32
-    --workers 2 --log-every-n-steps 8 --save-frequency 0
+    --decoder dali --workers 2 --log-every-n-steps 8 --save-frequency 0
     --logs quickstart/logs --name demo
 )
 

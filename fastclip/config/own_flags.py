@@ -39,7 +39,8 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             "--decoder",
             choices=list(get_args(Decoder)),
             default="auto",
-            help="who decodes and augments pictures: auto is DALI where installed, else Pillow",
+            help="who decodes and augments pictures: auto is DALI on a GPU where it is installed, else "
+            "Pillow, which is the faster one on a CPU",
         ),
         add(
             "--deterministic",

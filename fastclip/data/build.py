@@ -121,7 +121,7 @@ def _train_loader(
     packer = None if pack is None else _packer(cfg, source, tokenizer, pack, sentences)
     sampler = AugmentSampler(cfg.augment, preprocess, seed)
     preparer: Preparer
-    refusal = why_not_dali(cfg)
+    refusal = why_not_dali(cfg, device)
     if refusal is None:
         preparer = EncodedTrain(sampler, tokenizer)
         where = "GPU" if device.type == "cuda" else "CPU"
@@ -155,13 +155,16 @@ def _train_loader(
     )
 
 
-def why_not_dali(cfg: DataConfig) -> str | None:
+def why_not_dali(cfg: DataConfig, device: torch.device) -> str | None:
     """Why Pillow decodes training pictures; None where DALI does.
 
+    On a CPU DALI takes longer a picture than Pillow, and it takes it from the process that trains.
     EnvironmentProblem for `--decoder dali` without it.
     """
     if cfg.decoder == "pillow":
         return "--decoder pillow"
+    if cfg.decoder == "auto" and device.type == "cpu":
+        return "faster than DALI where there is no GPU"
     refusal = decode_dali.available()
     if refusal is not None and cfg.decoder == "dali":
         raise EnvironmentProblem(

@@ -111,11 +111,15 @@ def _tokenizer(config: TrainConfig, model: Any) -> Answer:
 def _decoder(config: TrainConfig, device: torch.device) -> Answer:
     if not config.trains:
         return Answer("Pillow, as evaluation always does")
-    refusal = why_not_dali(config.data)
+    refusal = why_not_dali(config.data, device)
     if refusal is None:
         return Answer(f"DALI on the {'GPU' if device.type == 'cuda' else 'CPU'}")
-    advice = "drop the flag" if config.data.decoder == "pillow" else INSTALL_DALI
-    return Answer(f"Pillow, in the loader processes ({refusal})", "slower", advice)
+    found = f"Pillow, in the loader processes ({refusal})"
+    if device.type == "cpu":
+        return Answer(found)
+    return Answer(
+        found, "slower", "drop the flag" if config.data.decoder == "pillow" else INSTALL_DALI
+    )
 
 
 def _captions(model: Any, config: TrainConfig) -> Answer:

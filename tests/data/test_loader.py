@@ -25,7 +25,7 @@ from fastclip.data.bad_samples import (
     NO_CAPTION,
     BadSampleNotes,
 )
-from fastclip.data.build import DataLoaders, build_data
+from fastclip.data.build import DataLoaders, build_data, why_not_dali
 from fastclip.data.decode_pillow import EvalDecoder
 from fastclip.data.tokenizer import ClipTokenizer
 from fastclip.errors import DataError, EnvironmentProblem, InputMissing, UserError
@@ -462,7 +462,11 @@ def test_a_decoder_asked_for_by_name_is_never_replaced(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentProblem, match=r"--decoder dali: nvidia\.dali is not installed"):
         build(decoder="dali", **options)
     lines = build(decoder="auto", **options).train.describe()
-    assert any("Pillow" in line and "nvidia.dali is not installed" in line for line in lines)
+    assert any("Pillow" in line and "faster than DALI" in line for line in lines)
+    auto = DataConfig(decoder="auto", **options)
+    assert why_not_dali(auto, torch.device("cuda")) == "nvidia.dali is not installed"
+    monkeypatch.setattr(decode_dali, "available", lambda: None)
+    assert why_not_dali(auto, torch.device("cuda")) is None
 
 
 def test_the_start_says_how_an_epoch_is_made_up(tmp_path):
