@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fastclip import errors
-from fastclip.data.bad_samples import BAD_PICTURE, BadReport, BadSampleNotes
+from fastclip.data.bad_samples import BAD_PICTURE, CHANGED_DATA, BadReport, BadSampleNotes
 from fastclip.data.batch import Batch, EncodedBatch
 from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
 from fastclip.data.draws import AugmentSampler, Draw, stack
 from fastclip.data.erase import RandomErasing
 from fastclip.data.image_header import BadImage, read_header
+from fastclip.data.position import LoaderPosition, Place
 from fastclip.data.shard_opener import end_programs
 from fastclip.data.shards import Position, RawSample
 from fastclip.errors import DataError, FastclipError
@@ -59,6 +60,8 @@ class Parcel(NamedTuple):
     batch: Any
     report: BadReport
     failure: tuple[str, str] | None = None  # class name of a FastclipError, and its line
+    start: Place = Place()  # where its process was before this batch, and after it
+    end: Place = Place()
 
 
 class EpochClock:
@@ -67,6 +70,12 @@ class EpochClock:
     def __init__(self, epoch: int) -> None:
         self._epoch = multiprocessing.Value("q", epoch, lock=False)
         self._ticket = multiprocessing.Value("q", 0, lock=False)
+        self._resumed = multiprocessing.Value("b", 0, lock=False)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the epoch begins where another run left it."""
+        return bool(self._resumed.value)
 
     @property
     def epoch(self) -> int:
@@ -77,8 +86,9 @@ class EpochClock:
         """Changes whenever the batches under way have become useless."""
         return int(self._ticket.value)
 
-    def start(self, epoch: int) -> None:
+    def start(self, epoch: int, *, resumed: bool) -> None:
         self._epoch.value = epoch
+        self._resumed.value = resumed
         self._ticket.value += 1
 
     def stop(self) -> None:
@@ -88,8 +98,9 @@ class EpochClock:
 class BatchStream(IterableDataset[Parcel]):
     """The batches of one loader process, iterated inside it.
 
-    `quota(worker, workers)` is how many it gives; None: as many as are asked for. With `partial` one turn is
-    read and the last batch may be smaller (evaluation); else turn follows turn.
+    `quota(worker, workers)` is how many it gives an epoch; None: as many as are asked for. With `partial` one turn is
+    read and the last batch may be smaller (evaluation); else turn follows turn. `start` is where an epoch begins that
+    the clock calls resumed.
     """
 
     def __init__(
@@ -100,22 +111,32 @@ class BatchStream(IterableDataset[Parcel]):
         clock: EpochClock,
         quota: Callable[[int, int], int] | None = None,
         partial: bool = False,
+        start: LoaderPosition | None = None,
     ) -> None:
         super().__init__()
         self._source, self._preparer = source, preparer
         self._batch_size, self._clock = batch_size, clock
-        self._quota, self._partial = quota, partial
+        self._quota, self._partial, self._start = quota, partial, start
 
     def __iter__(self) -> Iterator[Parcel]:
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        slot, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        start = self._start if self._clock.resumed else None
+        if start is None:
+            start = LoaderPosition.beginning(self._clock.epoch, workers)
+        # DataLoader asks its first process first, and the batch that is due is worker `parcels % workers`'s.
+        worker = (slot + start.parcels) % workers
+        given = len(range(worker, start.parcels, workers))
+        place = start.places[worker]
         notes = BadSampleNotes(self._source.name)
-        batches = self._batches(self._clock.epoch, worker, workers, notes)
+        notes.good = given * self._batch_size
+        batches = self._batches(self._clock.epoch, worker, workers, notes, place)
         if self._quota is not None:
-            batches = itertools.islice(batches, self._quota(worker, workers))
+            batches = itertools.islice(batches, self._quota(worker, workers) - given)
         try:
-            for batch in batches:
-                yield Parcel(batch, notes.take())
+            for batch, end in batches:
+                yield Parcel(batch, notes.take(), start=place, end=end)
+                place = end
             report = notes.take()
             if report.counts and self._partial:
                 yield Parcel(None, report)  # met after the last batch
@@ -123,14 +144,17 @@ class BatchStream(IterableDataset[Parcel]):
             yield Parcel(None, notes.take(), (type(error).__name__, str(error)))
 
     def _batches(
-        self, epoch: int, worker: int, workers: int, notes: BadSampleNotes
-    ) -> Iterator[Any]:
+        self, epoch: int, worker: int, workers: int, notes: BadSampleNotes, place: Place
+    ) -> Iterator[tuple[Any, Place]]:
+        """The batches after `place`, each with the place after it."""
         ticket = self._clock.ticket
         size = self._batch_size
         items: list[Any] = []
-        for turn in itertools.count():
-            good_before, gave_batch = notes.good, False
-            for sample in self._source.read(Position(epoch, worker, workers, turn), notes):
+        for turn in itertools.count(place.turn):
+            good_before, gave_batch = notes.good, place.read > 0
+            samples = self._source.read(Position(epoch, worker, workers, turn), notes)
+            self._read_up_to(place, samples, notes, ticket)
+            for read, sample in enumerate(samples, place.read + 1):
                 if self._clock.ticket != ticket:
                     return
                 try:
@@ -140,18 +164,34 @@ class BatchStream(IterableDataset[Parcel]):
                     continue
                 notes.good += 1
                 if len(items) == size:
-                    yield self._preparer.collate(items)
+                    yield self._preparer.collate(items), Place(turn, read, sample.key)
                     items, gave_batch = [], True
             if self._partial:
                 if items:
-                    yield self._preparer.collate(items)
+                    yield self._preparer.collate(items), Place(turn)
                 return
-            if notes.good == good_before:
+            if notes.good == good_before and not gave_batch:
                 raise notes.hopeless()
             # reference: what fills no batch at the end of a turn is dropped. Where a turn fills none at all
             # the reference would turn for ever; there the samples are kept for the next.
             if gave_batch:
                 items = []
+            place = Place()  # further turns are read from their beginning
+
+    def _read_up_to(
+        self, place: Place, samples: Iterator[Any], notes: BadSampleNotes, ticket: int
+    ) -> None:
+        """Read once more, and prepare none of, the samples of a turn that came before `place`."""
+        if not place.read:
+            return
+        last = ""
+        for sample in itertools.islice(samples, place.read):
+            if self._clock.ticket != ticket:
+                return
+            last = sample.key
+        notes.take()  # told before the run was left
+        if last != place.last:
+            notes.note(CHANGED_DATA, place.last, f"found {last or 'the end of the data'} there")
 
 
 class PillowTrain:
