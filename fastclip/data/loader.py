@@ -142,6 +142,7 @@ class TrainLoader:
         if self._running is not None:
             self._running.close()
             self._running = None
+        self._clock.close()
         _end_processes(self._parcels)
         self._loader = self._parcels = None
 
@@ -247,6 +248,7 @@ class EvalLoader(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         given = 0
+        self._stream.clock.open()
         parcels = iter(_data_loader(self._stream, self._workers, persistent=False))
         try:
             for parcel in _guarded(parcels):
@@ -257,6 +259,7 @@ class EvalLoader(Generic[Item]):
                     self.bad.kept += len(batch.images)
                     yield move(batch, self._device)
         finally:
+            self._stream.clock.close()
             _end_processes(parcels)
         if not given:
             summary = self.bad.summary() or "it holds no samples"

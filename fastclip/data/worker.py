@@ -5,11 +5,13 @@ A batch is always full: a picture that cannot be used is noted and the next samp
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +31,8 @@ from fastclip.data.position import LoaderPosition, Place
 from fastclip.data.shard_opener import end_programs
 from fastclip.data.shards import Position, RawSample
 from fastclip.errors import DataError, FastclipError
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 Tokenizer = Callable[[list[str]], Tensor]  # texts to int64 (n, context_length)
 MakeBatch = Callable[[Tensor, Tensor], Batch]  # of images and those ids, packed or as they are
@@ -71,11 +75,19 @@ class EpochClock:
         self._epoch = multiprocessing.Value("q", epoch, lock=False)
         self._ticket = multiprocessing.Value("q", 0, lock=False)
         self._resumed = multiprocessing.Value("b", 0, lock=False)
+        self._closed = multiprocessing.Value("b", 0, lock=False)
+        # multiprocessing ends this process's children at its exit, and they must let it.
+        multiprocessing.util.Finalize(self, _set, (self._closed,), exitpriority=10)
 
     @property
     def resumed(self) -> bool:
         """Whether the epoch begins where another run left it."""
         return bool(self._resumed.value)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loader processes are to end."""
+        return bool(self._closed.value)
 
     @property
     def epoch(self) -> int:
@@ -93,6 +105,16 @@ class EpochClock:
 
     def stop(self) -> None:
         self._ticket.value += 1
+
+    def open(self) -> None:
+        self._closed.value = 0
+
+    def close(self) -> None:
+        _set(self._closed)
+
+
+def _set(flag: Any) -> None:
+    flag.value = 1
 
 
 class BatchStream(IterableDataset[Parcel]):
@@ -115,22 +137,22 @@ class BatchStream(IterableDataset[Parcel]):
     ) -> None:
         super().__init__()
         self._source, self._preparer = source, preparer
-        self._batch_size, self._clock = batch_size, clock
+        self._batch_size, self.clock = batch_size, clock
         self._quota, self._partial, self._start = quota, partial, start
 
     def __iter__(self) -> Iterator[Parcel]:
         info = get_worker_info()
         slot, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        start = self._start if self._clock.resumed else None
+        start = self._start if self.clock.resumed else None
         if start is None:
-            start = LoaderPosition.beginning(self._clock.epoch, workers)
+            start = LoaderPosition.beginning(self.clock.epoch, workers)
         # DataLoader asks its first process first, and the batch that is due is worker `parcels % workers`'s.
         worker = (slot + start.parcels) % workers
         given = len(range(worker, start.parcels, workers))
         place = start.places[worker]
         notes = BadSampleNotes(self._source.name)
         notes.good = given * self._batch_size
-        batches = self._batches(self._clock.epoch, worker, workers, notes, place)
+        batches = self._batches(self.clock.epoch, worker, workers, notes, place)
         if self._quota is not None:
             batches = itertools.islice(batches, self._quota(worker, workers) - given)
         try:
@@ -147,7 +169,7 @@ class BatchStream(IterableDataset[Parcel]):
         self, epoch: int, worker: int, workers: int, notes: BadSampleNotes, place: Place
     ) -> Iterator[tuple[Any, Place]]:
         """The batches after `place`, each with the place after it."""
-        ticket = self._clock.ticket
+        ticket = self.clock.ticket
         size = self._batch_size
         items: list[Any] = []
         for turn in itertools.count(place.turn):
@@ -155,7 +177,7 @@ class BatchStream(IterableDataset[Parcel]):
             samples = self._source.read(Position(epoch, worker, workers, turn), notes)
             self._read_up_to(place, samples, notes, ticket)
             for read, sample in enumerate(samples, place.read + 1):
-                if self._clock.ticket != ticket:
+                if self.clock.ticket != ticket:
                     return
                 try:
                     items.append(self._preparer.prepare(sample, epoch))
@@ -186,7 +208,7 @@ class BatchStream(IterableDataset[Parcel]):
             return
         last = ""
         for sample in itertools.islice(samples, place.read):
-            if self._clock.ticket != ticket:
+            if self.clock.ticket != ticket:
                 return
             last = sample.key
         notes.take()  # told before the run was left
@@ -278,15 +300,34 @@ def unpack(parcel: Parcel) -> Any:
 
 def set_up_worker(_: int) -> None:
     """Run first in every loader process: end quietly, and take the programs it started along."""
-    # Ctrl-C reaches the whole terminal group; the main process decides when its loaders end.
+    # Ctrl-C reaches the whole terminal group, and a batch system's warning every process of a job: the main process
+    # decides when its loaders end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
+    _end_with_parent()
     multiprocessing.util.Finalize(None, end_programs, exitpriority=100)
 
 
 def _terminate(*_: object) -> None:
+    stream = getattr(get_worker_info(), "dataset", None)
+    if _has_parent() and isinstance(stream, BatchStream) and not stream.clock.closed:
+        return  # the main process has a step to finish
     end_programs()
     os._exit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """Linux tells this process at once when the main one is gone, kill -9 or not; torch looks every few seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if not _has_parent():  # gone before that
+        os._exit(128 + signal.SIGTERM)
+
+
+def _has_parent() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.pid == os.getppid()
 
 
 def identity(parcel: Any) -> Any:

@@ -76,13 +76,16 @@ class World:
                 f"rank {self.rank} stops because rank {first} failed: {failures[first]}"
             )
 
+    def from_all(self, value: T) -> list[T]:
+        """Every rank's `value`, on every rank."""
+        values = [value] * self.size
+        if self.distributed:
+            dist.all_gather_object(values, value, group=self.patient_group)
+        return values
+
     def largest(self, value: int) -> int:
         """The largest `value` of any rank, on every rank."""
-        if not self.distributed:
-            return value
-        values = [value] * self.size
-        dist.all_gather_object(values, value, group=self.patient_group)
-        return max(values)
+        return max(self.from_all(value))
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""

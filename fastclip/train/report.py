@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from fastclip.config.train_config import NonFinitePolicy
 from fastclip.errors import NonFiniteTraining
@@ -73,6 +74,14 @@ class Report:
     def begin_epoch(self) -> None:
         self._losses = LossMeter()
         self._clock.start()
+
+    def state(self) -> dict[str, Any]:
+        """For a run that goes on from here: see `load`."""
+        return {"losses": self._losses.state(), "skipped": self._guard.skipped}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._losses.load(state["losses"])
+        self._guard.skipped = int(state["skipped"])
 
     def due(self, step: int) -> bool:
         return step % self._every == 0 or step + 1 == self._steps_per_epoch

@@ -38,11 +38,15 @@ from fastclip.train.packed_captions import choose_packing, example_texts, texts_
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler, product_dtype
 from fastclip.train.profiling import InPart, ProfiledSteps, UpdateInParts, steps_to_profile
 from fastclip.train.progress import Progress, make_progress
+from fastclip.train.rank_state import Left, Stateful, gathered, read_left
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
 from fastclip.train.report import Guard, Report
+from fastclip.train.resume_folder import STATE, is_save, write_save
 from fastclip.train.run_folder import RunFolder
+from fastclip.train.saving import Saving, Write
 from fastclip.train.seeds import epoch_seed, seed_everything, step_seed
 from fastclip.train.step import AccumulateStep, Forward, Loss, PlainStep, Step, Updating
+from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import Writers
 
 logger = logging.getLogger(__name__)
@@ -63,8 +67,9 @@ class Run:
     report: Report
     progress: Progress
     save: Callable[[int], None]  # takes the number of completed epochs
+    saving: Saving  # inside an epoch
     evaluate: Callable[[int], None]
-    begin_epoch: Callable[[int], None]
+    begin_epoch: Callable[[int], int]  # returns how many of its steps were made before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +86,7 @@ class Parts:
     context_length: int
     start_epoch: int
     pack: PackRule | None = None  # None: captions as the tokenizer gives them
+    left: Left | None = None  # where another run left the first epoch; None: at its beginning
 
 
 def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
@@ -125,7 +131,11 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         optimizer = build_optimizer(config.optim, model)
         scaler = make_scaler(config.precision, world.device)
     start_epoch = 0
+    left = None
     if resume_from is not None:
+        if is_save(resume_from):
+            left = read_left(Path(resume_from), world)
+            resume_from = str(Path(resume_from) / STATE)
         start_epoch = restore(
             resume_from, model, optimizer, scaler, unsafe=config.checkpoint.unsafe_load
         )
@@ -140,6 +150,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         start_epoch=start_epoch,
         epochs=config.epochs,
         pack=pack,
+        left=None if left is None else left.data,
+        batches_per_step=config.optim.accum_freq,
     )
     if data.train is not None:
         check_accumulation(data.train, config)
@@ -154,6 +166,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         context_length=tokenizer.context_length,
         start_epoch=start_epoch,
         pack=pack,
+        left=left,
     )
 
 
@@ -243,7 +256,12 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
 
 
 def build_run(
-    config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers
+    config: TrainConfig,
+    world: World,
+    parts: Parts,
+    folder: RunFolder,
+    writers: Writers,
+    stop: StopRequest,
 ) -> Run:
     """Join the parts into what the loop calls."""
     assert parts.optimizer is not None
@@ -309,8 +327,9 @@ def build_run(
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
     evaluation = Evaluation(
-        config, world, parts.model, parts.data, parts.tokenizer, folder, writers
+        config, world, parts.model, parts.data, parts.tokenizer, folder, writers, stop
     )
+    stateful = Stateful(loader=loader, update=update, report=report, device=world.device)
     return Run(
         start_epoch=parts.start_epoch,
         epochs=config.epochs,
@@ -323,20 +342,39 @@ def build_run(
         report=report,
         progress=progress,
         save=_saver(config, world, parts, folder),
+        saving=Saving(
+            config.checkpoint,
+            world,
+            stop,
+            _writer_inside_epochs(config, world, parts, folder, stateful, steps_per_epoch),
+            clock,
+            steps_per_epoch=steps_per_epoch,
+        ),
         evaluate=partial(evaluation.run, steps_per_epoch=steps_per_epoch),
-        begin_epoch=partial(_begin_epoch, config, world, parts, report, progress),
+        begin_epoch=partial(_begin_epoch, config, world, parts, stateful, progress),
     )
 
 
 def _begin_epoch(
-    config: TrainConfig, world: World, parts: Parts, report: Report, progress: Progress, epoch: int
-) -> None:
+    config: TrainConfig,
+    world: World,
+    parts: Parts,
+    stateful: Stateful,
+    progress: Progress,
+    epoch: int,
+) -> int:
     """Train mode, fresh averages, and generators that depend on (seed, epoch, rank) only, so that a resumed run
-    goes on as the uninterrupted one would."""
+    goes on as the uninterrupted one would: inside an epoch, as they were left."""
     parts.wrapped.train()
     seed_everything(epoch_seed(config.seed, epoch, world.rank))
-    report.begin_epoch()
-    progress.begin_epoch(epoch)
+    stateful.report.begin_epoch()
+    done = 0
+    if parts.left is not None and epoch == parts.start_epoch:
+        done = stateful.loader.position.given // config.optim.accum_freq
+        if parts.left.state is not None:
+            stateful.restore(parts.left.state)
+    progress.begin_epoch(epoch, done)
+    return done
 
 
 def _before_step(
@@ -373,6 +411,32 @@ def _saver(
         world.wait_for_all()
 
     return save
+
+
+def _writer_inside_epochs(
+    config: TrainConfig,
+    world: World,
+    parts: Parts,
+    folder: RunFolder,
+    stateful: Stateful,
+    steps_per_epoch: int,
+) -> Write:
+    """Every rank gives its state, rank 0 writes."""
+    if not config.log.enabled:
+        return lambda epoch, step: None
+
+    def write(epoch: int, step: int) -> None:
+        ranks = gathered(stateful, world)
+        if world.is_first:
+            assert parts.optimizer is not None
+            state = build_checkpoint(
+                folder.name, epoch, parts.wrapped, parts.optimizer, parts.scaler
+            )
+            where = {"epoch": epoch, "step": step, "steps_per_epoch": steps_per_epoch}
+            path = write_save(folder.resume, state, ranks, **where)
+            logger.info("Saved epoch %d after step %d: %s", epoch, step, path)
+
+    return write
 
 
 def describe_run(config: TrainConfig, world: World, parts: Parts, params_file: Path | None) -> None:
