@@ -199,6 +199,17 @@ def _train_loader(
     )
 
 
+def check_number_of_shards(cfg: DataConfig, world_size: int) -> None:
+    """The refusal that `build_data` would end with, for those who have something slow to do before."""
+    if cfg.train_data is None or cfg.dataset_resampled:
+        return
+    if data_kind(cfg.train_data, cfg.dataset_type, _TRAIN) == "webdataset":
+        shards = expand_shards(
+            cfg.train_data, _TRAIN, allow_pipe_from_files=cfg.allow_pipe_from_files
+        )
+        check_enough_shards(len(shards.urls), cfg.workers, world_size)
+
+
 def why_not_dali(cfg: DataConfig) -> str | None:
     """Why Pillow decodes training pictures; None where DALI does.
 

@@ -93,6 +93,17 @@ class World:
             dist.barrier(group=self.patient_group)
 
 
+def agree_on_steps(batches: int, world: World) -> None:
+    """Every rank must make as many steps, or the first to end would leave the others waiting."""
+    counts = world.from_all(batches)
+    for rank, count in enumerate(counts):
+        if count != counts[0]:
+            raise RanksDisagree(
+                f"an epoch has {counts[0]:,} batches on rank 0 and {count:,} on rank {rank}: all ranks need the same "
+                "flags, and the same --train-data with the same sizes.json"
+            )
+
+
 def _first_of(names: tuple[str, ...], environment: Mapping[str, str], default: int) -> int:
     for name in names:
         if name in environment:

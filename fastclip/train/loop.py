@@ -15,6 +15,7 @@ def train(run: Run) -> None:
     for epoch in range(run.start_epoch, run.epochs):
         logger.info("Start epoch %d", epoch)
         train_epoch(run, epoch)
+        run.report.end_epoch(epoch)
         run.save(epoch + 1)
         run.evaluate(epoch + 1)
         run.saving.after_evaluation(epoch)

@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
-from fastclip.data.build import DataLoaders, build_data
+from fastclip.data.build import DataLoaders, build_data, check_number_of_shards
 from fastclip.data.loader import TrainLoader
 from fastclip.data.packing import PackRule
 from fastclip.data.tokenizer import Tokenizer, build_tokenizer
@@ -28,7 +28,7 @@ from fastclip.optim.update import Update
 from fastclip.train.attention import set_up_attention
 from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
 from fastclip.train.compiling import set_up_compiling
-from fastclip.train.distributed import World
+from fastclip.train.distributed import World, agree_on_steps
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.gradient_sync import in_ddp, syncs_of
 from fastclip.train.losses import gather_early, loss_backend, make_loss
@@ -91,6 +91,7 @@ class Parts:
 
 def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
     """Model, optimiser, checkpoint, data. Raises the errors of the rooms that build them; writes nothing."""
+    check_number_of_shards(config.data, world.size)
     seed_everything(config.seed)  # the same first weights on every rank
     model: Any = create_training_model(
         config.model, precision=config.precision, device=world.device, siglip=config.loss.siglip
@@ -176,6 +177,7 @@ def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
     """
     if config.trains:
         assert parts.data.train is not None
+        agree_on_steps(parts.data.train.num_batches, world)
         recompute_less_if_it_fits(parts.model, parts.teacher, parts.data.train, config, world)
     return replace(parts, wrapped=wrap(parts.model, config, world))
 
@@ -318,6 +320,7 @@ def build_run(
         samples_per_step=config.data.batch_size * accum_freq * world.size,
         samples_per_epoch=loader.num_samples,
         count_bad_samples=lambda: loader.bad.dropped,
+        count_repeated=lambda: loader.position.repeated * config.data.batch_size,
         mfu_per_rate=utilisation(
             parts.model,
             world.device,

@@ -284,3 +284,20 @@ def test_changed_data_and_new_draws_are_said(tmp_path):
     assert "drawn anew" in more.loader.describe()[-2]
     assert first[0] not in more.read(0)
     more.loader.close()
+
+
+def test_ranks_of_uneven_shards_give_as_many_batches_and_count_what_they_repeat(tmp_path):
+    write_shards(tmp_path, [50, 19])
+    options = {"train_data": str(tmp_path), "train_num_samples": 69, "workers": 1}
+    readers = [Reader(options, rank=rank, world_size=2) for rank in range(2)]
+    for epoch in range(3):
+        batches = [[n for batch, _ in r.read(epoch) for n in batch] for r in readers]
+        assert len(batches[0]) == len(batches[1]) == 36
+        repeated = [r.loader.position.repeated * 4 for r in readers]
+        # the shards change ranks with the epoch's order; 19 samples fill 4 batches, and again, and once more
+        assert sorted(repeated) == [0, 36 - 16]
+        short = repeated.index(20)
+        assert len(set(batches[short])) == 19
+        assert len(set(batches[1 - short])) == 36
+    for r in readers:
+        r.loader.close()

@@ -17,10 +17,10 @@ import torch
 from tests.data.shard_files import fresh_seed
 from tests.e2e.tiny_run import BATCH, arguments, command, environment, finish, losses
 
-TIMEOUT = 300
+TIMEOUT = 900  # the machine may stand still for minutes
 WORDS = [
     *("--deterministic", "--force-patch-dropout", "0.5", "--workers", "2"),
-    *("--save-every-n-steps", "1", "--resume", "latest"),
+    *("--save-every-n-steps", "2", "--resume", "latest"),
 ]
 
 
@@ -74,7 +74,8 @@ def killed(
         alive = alive and wait_until(lambda: list(run.glob("resume/*.partial")), process)
         time.sleep(rng.random() * 0.03)
     else:
-        time.sleep(rng.random() * 0.1)
+        time.sleep(rng.random() * 0.05)
+        wait_until(lambda: not list(run.glob("resume/*.partial")), process)
     half_written = bool(list(run.glob("resume/*.partial")))
     if processes == 1:
         process.kill()  # the loader processes have to notice by themselves
