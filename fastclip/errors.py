@@ -65,6 +65,12 @@ class CannotWrite(FastclipError):
     exit_code = ExitCode.CANNOT_WRITE
 
 
+class Preempted(FastclipError):
+    """The run was told to stop, and has saved where it was."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
 class NonFiniteTraining(FastclipError):
     """Loss or gradients stayed infinite or NaN."""
 

@@ -65,8 +65,12 @@ def advice(config: TrainConfig, processes: int) -> list[str]:
         ),
         (
             not config.log.enabled
-            and (config.log.tensorboard or config.checkpoint.save_most_recent),
-            "--logs none keeps no checkpoints and no TensorBoard events",
+            and (
+                config.log.tensorboard
+                or config.checkpoint.save_most_recent
+                or config.checkpoint.save_every_n_steps > 0
+            ),
+            "--logs none keeps no checkpoints, no saves inside an epoch and no TensorBoard events",
         ),
     ]
     return [sentence for applies, sentence in remarks if applies]

@@ -58,6 +58,21 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             "stop ends the run at once, ignore applies it as OpenCLIP does",
         ),
         add(
+            "--save-every-n-steps",
+            type=int,
+            default=0,
+            metavar="N",
+            help="save inside an epoch too, after every N optimiser steps, in LOGS/NAME/resume/; --resume latest "
+            "goes on from there with the very next batch; 0 for never",
+        ),
+        add(
+            "--save-every-minutes",
+            type=float,
+            default=15.0,
+            metavar="M",
+            help="the same after every M minutes; 0 for never",
+        ),
+        add(
             "--unsafe-load",
             action="store_true",
             default=False,

@@ -300,9 +300,14 @@ class CheckpointConfig:
     remote_sync_frequency: int = 300  # seconds
     remote_sync_protocol: SyncProtocol = "s3"
     unsafe_load: bool = False  # ours
+    save_every_n_steps: int = 0  # ours, as the next; optimiser steps; 0 = off
+    save_every_minutes: float = 15.0  # 0 = off
 
     def __post_init__(self) -> None:
         checks = _Checks()
+        checks.not_negative("--save-every-n-steps", self.save_every_n_steps)
+        checks.not_negative("--save-every-minutes", self.save_every_minutes)
+        checks.finite("--save-every-minutes", self.save_every_minutes)
         if self.remote_sync is not None:
             checks.refuse_if(
                 not self.remote_sync, "--remote-sync is empty: give a place, or leave the flag out"

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-Item = TypeVar("Item", bound=tuple[Any, ...])  # of tensors, such tuples, and None
+Item = TypeVar("Item", bound=tuple[Any, ...])  # of tensors, such tuples, and what needs no moving
 
 _END = object()
 _POLL_SECONDS = 0.1
@@ -108,9 +108,9 @@ def tensors(item: tuple[Any, ...]) -> Iterator[Tensor]:
 
 
 def _to(part: Any, device: torch.device) -> Any:
-    if isinstance(part, tuple):
-        return move(part, device)
-    return None if part is None else _tensor_to(part, device)
+    if isinstance(part, Tensor):
+        return _tensor_to(part, device)
+    return move(part, device) if isinstance(part, tuple) else part
 
 
 def _tensor_to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastclip.errors import DataError
 
@@ -29,8 +29,9 @@ BAD_ROW = "bad row"
 MISSING_FILE = "missing file"
 CUT_SHARD = "shard cut short"
 BAD_SHARD = "unreadable shard"
+CHANGED_DATA = "resumed at another sample than was left"
 
-_NOT_DROPPED = frozenset({EMPTY_CAPTION, CUT_SHARD, BAD_SHARD})
+_NOT_DROPPED = frozenset({EMPTY_CAPTION, CUT_SHARD, BAD_SHARD, CHANGED_DATA})
 
 
 class BadEvent(NamedTuple):
@@ -125,6 +126,14 @@ class BadSampleCounter:
             logger.warning("%s", self._line(event))
             if self._logged[event.cause] == LINES_PER_CAUSE:
                 logger.warning("%s: further ones are counted, not named", event.cause)
+
+    def state(self) -> dict[str, Any]:
+        """For a run that goes on from here: see `load`."""
+        return {"counts": dict(self._counts), "logged": dict(self._logged), "kept": self.kept}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._counts, self._logged = Counter(state["counts"]), Counter(state["logged"])
+        self.kept = int(state["kept"])
 
     def summary(self) -> str:
         """One line for the log: "" while nothing bad was met."""

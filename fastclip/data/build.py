@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,8 +28,17 @@ from fastclip.data.imagenet import (
 )
 from fastclip.data.loader import EvalLoader, LabelledLoader, TrainLoader
 from fastclip.data.packing import PackRule, TextPacker, rows_for
+from fastclip.data.position import DataPosition, fingerprint
+from fastclip.data.resume import Readers, resume
 from fastclip.data.row_source import Division, RowSource
-from fastclip.data.shard_spec import ShardList, count_samples, data_kind, display, expand_shards
+from fastclip.data.shard_spec import (
+    ShardList,
+    count_samples,
+    data_kind,
+    display,
+    expand_shards,
+    shard_name,
+)
 from fastclip.data.shards import EvalShards, Position, ResampledShards, TrainShards
 from fastclip.data.synthetic import SyntheticSource
 from fastclip.data.worker import (
@@ -68,16 +77,34 @@ def build_data(
     start_epoch: int = 0,
     epochs: int | None = None,
     pack: PackRule | None = None,
+    left: DataPosition | None = None,
+    batches_per_step: int = 1,
 ) -> DataLoaders:
     """All loaders of a run, checked against the machine but with no process started and no picture decoded.
 
     `epochs` is only for the sentences about the run. With `pack`, training batches have packed captions, in rows
-    chosen from the first captions of the data. Raises UserError, InputMissing, DataError, EnvironmentProblem.
+    chosen from the first captions of the data.
+    `left` is where another run left epoch `start_epoch`. Raises UserError, InputMissing, DataError, EnvironmentProblem.
     """
     train = None
     if cfg.train_data is not None or cfg.dataset_type == "synthetic":
         train = _train_loader(
-            cfg, preprocess, tokenizer, seed, rank, world_size, device, start_epoch, epochs, pack
+            cfg,
+            preprocess,
+            tokenizer,
+            seed,
+            Readers(
+                rank=rank,
+                world_size=world_size,
+                workers=max(1, cfg.workers),
+                batch_size=cfg.batch_size,
+                batches_per_step=batches_per_step,
+            ),
+            device,
+            start_epoch,
+            epochs,
+            pack,
+            left,
         )
     val = _val_loader(cfg, preprocess, tokenizer, device) if cfg.val_data is not None else None
     imagenet_val = imagenet_v2 = None
@@ -97,21 +124,23 @@ def _train_loader(
     preprocess: PreprocessConfig,
     tokenizer: Tokenizer,
     seed: int,
-    rank: int,
-    world_size: int,
+    readers: Readers,
     device: torch.device,
     start_epoch: int,
     epochs: int | None,
     pack: PackRule | None,
+    left: DataPosition | None,
 ) -> TrainLoader:
+    rank, world_size = readers.rank, readers.world_size
     kind = data_kind(cfg.train_data, cfg.dataset_type, _TRAIN)
     source: SampleSource
     if kind == "webdataset":
-        source, plan, sentences = _train_shards(cfg, seed, rank, world_size, epochs)
+        source, plan, sentences, data = _train_shards(cfg, seed, rank, world_size, epochs)
     else:
         division = Division(cfg.batch_size, True, seed, rank, world_size)
         rows = _row_source(cfg, kind, cfg.train_data, preprocess, division, _TRAIN)
         source, plan = rows, plan_rows(rows.num_rows, cfg.batch_size, world_size, rows.name)
+        data = fingerprint(rows.num_rows, seed)
         left_out = max(0, rows.num_rows - plan.num_batches * cfg.batch_size * world_size)
         sentences = [
             f"train data: {rows.num_rows:,} rows, each at most once an epoch; "
@@ -119,6 +148,13 @@ def _train_loader(
             f"process{'es' if world_size > 1 else ''}, {left_out:,} rows left out of an epoch"
         ]
     packer = None if pack is None else _packer(cfg, source, tokenizer, pack, sentences)
+    again = not (kind == "webdataset" and cfg.dataset_resampled)
+    resumption = None
+    if left is not None:
+        resumption = resume(source, plan, readers, left, data=data, again=again)
+        source = resumption.source
+        sentences.append(resumption.sentence)
+    start = None if resumption is None else resumption.start
     sampler = AugmentSampler(cfg.augment, preprocess, seed)
     preparer: Preparer
     refusal = why_not_dali(cfg, device)
@@ -140,6 +176,11 @@ def _train_loader(
         make_batch = Batch if packer is None else packer.batch
         preparer = PillowTrain(sampler, decoder, erasing, tokenizer, make_batch)
         decode = None
+        if start is not None and start.used:
+            sentences.append(
+                f"decoder: it was DALI, which had used {start.used} samples of the first batch; these are met again"
+            )
+            start = replace(start, used=0)
         sentences.append(f"decoder: Pillow, in the loader processes ({refusal})")
     return TrainLoader(
         source,
@@ -152,7 +193,21 @@ def _train_loader(
         decode=decode,
         sentences=[*sentences, *augment_warnings(cfg.augment)],
         packer=packer,
+        start=start,
+        data=data,
+        inherited=None if resumption is None else resumption.inherited,
     )
+
+
+def check_number_of_shards(cfg: DataConfig, world_size: int) -> None:
+    """The refusal that `build_data` would end with, for those who have something slow to do before."""
+    if cfg.train_data is None or cfg.dataset_resampled:
+        return
+    if data_kind(cfg.train_data, cfg.dataset_type, _TRAIN) == "webdataset":
+        shards = expand_shards(
+            cfg.train_data, _TRAIN, allow_pipe_from_files=cfg.allow_pipe_from_files
+        )
+        check_enough_shards(len(shards.urls), cfg.workers, world_size)
 
 
 def why_not_dali(cfg: DataConfig, device: torch.device) -> str | None:
@@ -204,7 +259,7 @@ def _packer(
 
 def _train_shards(
     cfg: DataConfig, seed: int, rank: int, world_size: int, epochs: int | None
-) -> tuple[SampleSource, EpochPlan, list[str]]:
+) -> tuple[SampleSource, EpochPlan, list[str], str]:
     assert cfg.train_data is not None
     spec = cfg.train_data
     shards = expand_shards(spec, _TRAIN, allow_pipe_from_files=cfg.allow_pipe_from_files)
@@ -221,13 +276,17 @@ def _train_shards(
     plan = plan_shards(num_samples, cfg.batch_size, world_size, cfg.workers)
     name = f"{_TRAIN} {display(spec)}"
     source: SampleSource
+    weights = None
     if cfg.dataset_resampled:
         weights = shards.weights(cfg.train_data_upsampling_factors)
         source = ResampledShards(name, shards.urls, weights, seed=seed, rank=rank)
     else:
         check_enough_shards(len(shards.urls), cfg.workers, world_size)
         source = TrainShards(name, shards.urls, seed=seed, rank=rank, world_size=world_size)
-    return source, plan, _sentences(cfg, shards, num_samples, plan, world_size, epochs)
+    sentences = _sentences(cfg, shards, num_samples, plan, world_size, epochs)
+    names = [shard_name(url) for url in shards.urls]
+    data = fingerprint(names, cfg.dataset_resampled, weights, seed)
+    return source, plan, sentences, data
 
 
 def _sentences(

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastclip.data.ahead import Ahead, move
-from fastclip.data.bad_samples import BadSampleCounter
+from fastclip.data.bad_samples import BadReport, BadSampleCounter
 from fastclip.data.batch import Batch, EncodedBatch
 from fastclip.data.epoch_plan import EpochPlan
 from fastclip.data.imagenet import LabelledBatch
 from fastclip.data.packing import TextPacker
+from fastclip.data.position import DataPosition, LoaderPosition, Mark, Tape
 from fastclip.data.worker import (
     BatchStream,
     EpochClock,
@@ -41,6 +42,11 @@ Item = TypeVar("Item", Batch, LabelledBatch)
 _CLOSE_SECONDS = 5.0
 
 
+class _Marked(NamedTuple):
+    batch: Batch
+    mark: Mark
+
+
 class TrainLoader:
     """The batches of training, all full, on the device.
 
@@ -49,6 +55,9 @@ class TrainLoader:
     `decode` makes the decoder of the main process, in which case `preparer` hands on encoded batches; it is called
     after the loader processes have started, so that these do not inherit its threads. `packer` packs captions: the
     `preparer` does so by it, or, where members of a batch may yet fail to decode, this loader.
+
+    `start` is where the first epoch that is asked for begins, if it is that position's. `position` is always that of
+    the batches already given, not of those read ahead; `data` and `inherited` are saved with it.
     """
 
     def __init__(
@@ -64,6 +73,9 @@ class TrainLoader:
         decode: Callable[[], Callable[[EncodedBatch], Tensor]] | None = None,
         sentences: list[str] | None = None,
         packer: TextPacker | None = None,
+        start: LoaderPosition | None = None,
+        data: str = "",
+        inherited: DataPosition | None = None,
     ) -> None:
         self.packer, self._overflowed = packer, 0
         self.num_batches, self.num_samples = plan.num_batches, plan.num_samples
@@ -73,13 +85,16 @@ class TrainLoader:
         self._clock = EpochClock(start_epoch)
         # Encoded batches are given without end: members that fail to decode are made up for by later ones.
         quota = plan.batches_of_worker if decode is None else None
-        stream = BatchStream(source, preparer, batch_size, self._clock, quota)
+        self._start, self._workers = start, max(1, workers)
+        self._data, self._inherited = data, inherited
+        self.position = start or LoaderPosition.beginning(start_epoch, self._workers)
+        stream = BatchStream(source, preparer, batch_size, self._clock, quota, start=start)
         self._loader: DataLoader[Parcel] | None = _data_loader(stream, workers, persistent=True)
         self._make_decoder = decode
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._decoder: Callable[[EncodedBatch], Tensor] | None = None
         self._running: Generator[Batch, None, None] | None = None
-        self._ahead: Ahead[Batch] | None = None
+        self._ahead: Ahead[_Marked] | None = None
         self._parcels: Iterator[Parcel] | None = None
 
     def describe(self) -> list[str]:
@@ -89,12 +104,34 @@ class TrainLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The `num_batches` batches of epoch number `epoch`; a function of it and the seed, not of what ran before.
 
+        Fewer where it begins at `start`.
         Ends an epoch that is still under way. Raises DataError, InputMissing or EnvironmentProblem while iterated.
         """
         if self._running is not None:
             self._running.close()
         self._running = self._epoch(epoch)
         return self._running
+
+    def position_of_run(self, ranks: Sequence[LoaderPosition]) -> DataPosition:
+        """That of a run whose ranks are at these positions, all in the same epoch."""
+        inherited = self._inherited
+        if inherited is not None and inherited.epoch != ranks[0].epoch:
+            inherited = None
+        return DataPosition(
+            workers=self._workers,
+            batch_size=self._batch_size,
+            data=self._data,
+            ranks=tuple(ranks),
+            inherited=inherited,
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """What has been counted for the log so far; `load_counts` goes on from it in another run."""
+        return {"bad": self.bad.state(), "overflowed": self._overflowed}
+
+    def load_counts(self, counts: dict[str, Any]) -> None:
+        self.bad.load(counts["bad"])
+        self._overflowed = int(counts["overflowed"])
 
     def close(self) -> None:
         """End thread and loader processes. The loader cannot be used afterwards."""
@@ -105,24 +142,30 @@ class TrainLoader:
         if self._running is not None:
             self._running.close()
             self._running = None
+        self._clock.close()
         _end_processes(self._parcels)
         self._loader = self._parcels = None
 
     def _epoch(self, epoch: int) -> Generator[Batch, None, None]:
         if self._loader is None:
             raise ValueError("this loader has been closed")
-        self._clock.start(epoch)
+        start, self._start = self._start, None
+        resumed = start is not None and start.epoch == epoch
+        if start is None or not resumed:
+            start = LoaderPosition.beginning(epoch, self._workers)
+        self.position = start
+        self._clock.start(epoch, resumed=resumed)
         # Here and not in the thread of `Ahead`: processes are forked from the main thread.
         self._parcels = iter(self._loader)
-        self._ahead = ahead = Ahead(self._decoded(self._parcels), self._device, self._stream)
+        self._ahead = ahead = Ahead(self._decoded(self._parcels, start), self._device, self._stream)
         try:
-            given = 0
-            for batch in ahead:
+            for batch, mark in ahead:
+                self._absorb(mark.reports)
                 self.bad.kept += len(batch.images)
-                given += 1
                 self._count_overflow(batch)
+                self.position = mark.position
                 yield batch
-            assert given == self.num_batches, (given, self.num_batches)
+            assert self.position.given == self.num_batches, (self.position, self.num_batches)
         finally:
             self._clock.stop()  # loader processes drop what they are at
             if self._ahead is not None:
@@ -141,21 +184,45 @@ class TrainLoader:
                 self.packer.rows,
             )
 
-    def _decoded(self, parcels: Iterator[Parcel]) -> Generator[Batch, None, None]:
-        batches = self._unpacked(parcels)
-        if self._make_decoder is not None:
+    def _decoded(
+        self, parcels: Iterator[Parcel], start: LoaderPosition
+    ) -> Generator[_Marked, None, None]:
+        tape = Tape(start)
+        batches = self._unpacked(parcels, tape, start.used)
+        left, size = self.num_batches - start.given, self._batch_size
+        try:
+            if self._make_decoder is None:
+                for batch in itertools.islice(batches, left):
+                    yield _Marked(batch, tape.mark(0, size))
+                return
             from fastclip.data.refill import Refill  # lazily: it knows DALI
 
             if self._decoder is None:
                 self._decoder = self._make_decoder()
             make_batch = Batch if self.packer is None else self.packer.batch
-            refill = Refill(self._decoder, self._batch_size, self.bad, self._name, make_batch)
-            batches = refill.batches(batches)
-        yield from itertools.islice(batches, self.num_batches)
+            refill = Refill(self._decoder, size, tape.met, self._name, make_batch)
+            for batch in itertools.islice(refill.batches(batches), left):
+                yield _Marked(batch, tape.mark(refill.rest, size))
+        except Exception:
+            self._absorb(tape.take_reports())  # no batch will bring them
+            raise
 
-    def _unpacked(self, parcels: Iterator[Parcel]) -> Iterator[Any]:
+    def _absorb(self, reports: list[BadReport]) -> None:
+        for report in reports:
+            self.bad.absorb(report)
+
+    def _unpacked(self, parcels: Iterator[Parcel], tape: Tape, used: int) -> Iterator[Any]:
+        """Their batches; of the first one only what comes after its `used` samples."""
         for parcel in _guarded(parcels):
-            self.bad.absorb(parcel.report)
+            tape.took(parcel.start, parcel.end)
+            if used:
+                from fastclip.data.refill import rows
+
+                batch = unpack(parcel)  # whose report was absorbed when it was taken before
+                yield rows(batch, list(range(used, len(batch.keys))))
+                used = 0
+                continue
+            tape.met(parcel.report)
             yield unpack(parcel)
 
 
@@ -181,6 +248,7 @@ class EvalLoader(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         given = 0
+        self._stream.clock.open()
         parcels = iter(_data_loader(self._stream, self._workers, persistent=False))
         try:
             for parcel in _guarded(parcels):
@@ -191,6 +259,7 @@ class EvalLoader(Generic[Item]):
                     self.bad.kept += len(batch.images)
                     yield move(batch, self._device)
         finally:
+            self._stream.clock.close()
             _end_processes(parcels)
         if not given:
             summary = self.bad.summary() or "it holds no samples"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fastclip.data.bad_samples import BAD_PICTURE, BadSampleCounter, BadSampleNotes
+from fastclip.data.bad_samples import BAD_PICTURE, BadReport, BadSampleNotes
 from fastclip.data.batch import Batch, Draws, EncodedBatch
 from fastclip.data.decode_dali import BadImages
 
@@ -23,12 +23,13 @@ class Refill:
         self,
         decode: Callable[[EncodedBatch], Tensor],
         batch_size: int,
-        counter: BadSampleCounter,
+        report: Callable[[BadReport], None],
         data: str,
         make_batch: Callable[[Tensor, Tensor], Batch] = Batch,
     ) -> None:
         self._decode, self._batch_size, self._make_batch = decode, batch_size, make_batch
-        self._counter, self._data = counter, data
+        self._report, self._data = report, data
+        self.rest = 0  # samples that are left of the last encoded batch after the one just given
 
     def batches(self, encoded: Iterator[EncodedBatch]) -> Iterator[Batch]:
         """Raises DataError where the data turns out to hold nothing that decodes."""
@@ -44,13 +45,14 @@ class Refill:
                 except BadImages as error:
                     for index, cause in error.bad.items():
                         notes.note(BAD_PICTURE, batch.keys[index], cause)
-                    self._counter.absorb(notes.take())
+                    self._report(notes.take())
                     good = [index for index in range(len(pool.keys)) if index not in error.bad]
                     pool = rows(pool, good) if good else None
                     continue
                 notes.good += size
                 rest = list(range(size, len(pool.keys)))
                 pool = rows(pool, rest) if rest else None
+                self.rest = len(rest)
                 yield self._make_batch(images, batch.texts)
 
 

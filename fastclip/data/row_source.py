@@ -6,6 +6,7 @@ in turn. The reference stops at the first sample that fails; here it is noted an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,11 @@ class RowSource:
 
     def __init__(self, name: str, num_rows: int, division: Division) -> None:
         self.name, self.num_rows, self._division = name, num_rows, division
+
+    def of_rank(self, rank: int, world_size: int) -> RowSource:
+        other = copy.copy(self)
+        other._division = self._division._replace(rank=rank, world_size=world_size)
+        return other
 
     def sample(self, index: int, turn: str, notes: BadSampleNotes) -> Any:
         """Sample number `index`, or None and a note."""

@@ -69,6 +69,9 @@ class TrainShards:
         self.name, self.urls = name, urls
         self._seed, self._rank, self._world_size = seed, rank, world_size
 
+    def of_rank(self, rank: int, world_size: int) -> TrainShards:
+        return TrainShards(self.name, self.urls, seed=self._seed, rank=rank, world_size=world_size)
+
     def read(self, at: Position, notes: BadSampleNotes) -> Iterator[RawSample]:
         urls = self.order(at)
         rng = sample_rng(self._seed, self._rank, at)

@@ -5,11 +5,13 @@ A batch is always full: a picture that cannot be used is noted and the next samp
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -19,15 +21,18 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fastclip import errors
-from fastclip.data.bad_samples import BAD_PICTURE, BadReport, BadSampleNotes
+from fastclip.data.bad_samples import BAD_PICTURE, CHANGED_DATA, BadReport, BadSampleNotes
 from fastclip.data.batch import Batch, EncodedBatch
 from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
 from fastclip.data.draws import AugmentSampler, Draw, stack
 from fastclip.data.erase import RandomErasing
 from fastclip.data.image_header import BadImage, read_header
+from fastclip.data.position import LoaderPosition, Place
 from fastclip.data.shard_opener import end_programs
 from fastclip.data.shards import Position, RawSample
 from fastclip.errors import DataError, FastclipError
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 Tokenizer = Callable[[list[str]], Tensor]  # texts to int64 (n, context_length)
 MakeBatch = Callable[[Tensor, Tensor], Batch]  # of images and those ids, packed or as they are
@@ -59,6 +64,8 @@ class Parcel(NamedTuple):
     batch: Any
     report: BadReport
     failure: tuple[str, str] | None = None  # class name of a FastclipError, and its line
+    start: Place = Place()  # where its process was before this batch, and after it
+    end: Place = Place()
 
 
 class EpochClock:
@@ -67,6 +74,20 @@ class EpochClock:
     def __init__(self, epoch: int) -> None:
         self._epoch = multiprocessing.Value("q", epoch, lock=False)
         self._ticket = multiprocessing.Value("q", 0, lock=False)
+        self._resumed = multiprocessing.Value("b", 0, lock=False)
+        self._closed = multiprocessing.Value("b", 0, lock=False)
+        # multiprocessing ends this process's children at its exit, and they must let it.
+        multiprocessing.util.Finalize(self, _set, (self._closed,), exitpriority=10)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the epoch begins where another run left it."""
+        return bool(self._resumed.value)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loader processes are to end."""
+        return bool(self._closed.value)
 
     @property
     def epoch(self) -> int:
@@ -77,19 +98,31 @@ class EpochClock:
         """Changes whenever the batches under way have become useless."""
         return int(self._ticket.value)
 
-    def start(self, epoch: int) -> None:
+    def start(self, epoch: int, *, resumed: bool) -> None:
         self._epoch.value = epoch
+        self._resumed.value = resumed
         self._ticket.value += 1
 
     def stop(self) -> None:
         self._ticket.value += 1
 
+    def open(self) -> None:
+        self._closed.value = 0
+
+    def close(self) -> None:
+        _set(self._closed)
+
+
+def _set(flag: Any) -> None:
+    flag.value = 1
+
 
 class BatchStream(IterableDataset[Parcel]):
     """The batches of one loader process, iterated inside it.
 
-    `quota(worker, workers)` is how many it gives; None: as many as are asked for. With `partial` one turn is
-    read and the last batch may be smaller (evaluation); else turn follows turn.
+    `quota(worker, workers)` is how many it gives an epoch; None: as many as are asked for. With `partial` one turn is
+    read and the last batch may be smaller (evaluation); else turn follows turn. `start` is where an epoch begins that
+    the clock calls resumed.
     """
 
     def __init__(
@@ -100,22 +133,32 @@ class BatchStream(IterableDataset[Parcel]):
         clock: EpochClock,
         quota: Callable[[int, int], int] | None = None,
         partial: bool = False,
+        start: LoaderPosition | None = None,
     ) -> None:
         super().__init__()
         self._source, self._preparer = source, preparer
-        self._batch_size, self._clock = batch_size, clock
-        self._quota, self._partial = quota, partial
+        self._batch_size, self.clock = batch_size, clock
+        self._quota, self._partial, self._start = quota, partial, start
 
     def __iter__(self) -> Iterator[Parcel]:
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        slot, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        start = self._start if self.clock.resumed else None
+        if start is None:
+            start = LoaderPosition.beginning(self.clock.epoch, workers)
+        # DataLoader asks its first process first, and the batch that is due is worker `parcels % workers`'s.
+        worker = (slot + start.parcels) % workers
+        given = len(range(worker, start.parcels, workers))
+        place = start.places[worker]
         notes = BadSampleNotes(self._source.name)
-        batches = self._batches(self._clock.epoch, worker, workers, notes)
+        notes.good = given * self._batch_size
+        batches = self._batches(self.clock.epoch, worker, workers, notes, place)
         if self._quota is not None:
-            batches = itertools.islice(batches, self._quota(worker, workers))
+            batches = itertools.islice(batches, self._quota(worker, workers) - given)
         try:
-            for batch in batches:
-                yield Parcel(batch, notes.take())
+            for batch, end in batches:
+                yield Parcel(batch, notes.take(), start=place, end=end)
+                place = end
             report = notes.take()
             if report.counts and self._partial:
                 yield Parcel(None, report)  # met after the last batch
@@ -123,15 +166,18 @@ class BatchStream(IterableDataset[Parcel]):
             yield Parcel(None, notes.take(), (type(error).__name__, str(error)))
 
     def _batches(
-        self, epoch: int, worker: int, workers: int, notes: BadSampleNotes
-    ) -> Iterator[Any]:
-        ticket = self._clock.ticket
+        self, epoch: int, worker: int, workers: int, notes: BadSampleNotes, place: Place
+    ) -> Iterator[tuple[Any, Place]]:
+        """The batches after `place`, each with the place after it."""
+        ticket = self.clock.ticket
         size = self._batch_size
         items: list[Any] = []
-        for turn in itertools.count():
-            good_before, gave_batch = notes.good, False
-            for sample in self._source.read(Position(epoch, worker, workers, turn), notes):
-                if self._clock.ticket != ticket:
+        for turn in itertools.count(place.turn):
+            good_before, gave_batch = notes.good, place.read > 0
+            samples = self._source.read(Position(epoch, worker, workers, turn), notes)
+            self._read_up_to(place, samples, notes, ticket)
+            for read, sample in enumerate(samples, place.read + 1):
+                if self.clock.ticket != ticket:
                     return
                 try:
                     items.append(self._preparer.prepare(sample, epoch))
@@ -140,18 +186,34 @@ class BatchStream(IterableDataset[Parcel]):
                     continue
                 notes.good += 1
                 if len(items) == size:
-                    yield self._preparer.collate(items)
+                    yield self._preparer.collate(items), Place(turn, read, sample.key)
                     items, gave_batch = [], True
             if self._partial:
                 if items:
-                    yield self._preparer.collate(items)
+                    yield self._preparer.collate(items), Place(turn)
                 return
-            if notes.good == good_before:
+            if notes.good == good_before and not gave_batch:
                 raise notes.hopeless()
             # reference: what fills no batch at the end of a turn is dropped. Where a turn fills none at all
             # the reference would turn for ever; there the samples are kept for the next.
             if gave_batch:
                 items = []
+            place = Place()  # further turns are read from their beginning
+
+    def _read_up_to(
+        self, place: Place, samples: Iterator[Any], notes: BadSampleNotes, ticket: int
+    ) -> None:
+        """Read once more, and prepare none of, the samples of a turn that came before `place`."""
+        if not place.read:
+            return
+        last = ""
+        for sample in itertools.islice(samples, place.read):
+            if self.clock.ticket != ticket:
+                return
+            last = sample.key
+        notes.take()  # told before the run was left
+        if last != place.last:
+            notes.note(CHANGED_DATA, place.last, f"found {last or 'the end of the data'} there")
 
 
 class PillowTrain:
@@ -238,15 +300,34 @@ def unpack(parcel: Parcel) -> Any:
 
 def set_up_worker(_: int) -> None:
     """Run first in every loader process: end quietly, and take the programs it started along."""
-    # Ctrl-C reaches the whole terminal group; the main process decides when its loaders end.
+    # Ctrl-C reaches the whole terminal group, and a batch system's warning every process of a job: the main process
+    # decides when its loaders end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
+    _end_with_parent()
     multiprocessing.util.Finalize(None, end_programs, exitpriority=100)
 
 
 def _terminate(*_: object) -> None:
+    stream = getattr(get_worker_info(), "dataset", None)
+    if _has_parent() and isinstance(stream, BatchStream) and not stream.clock.closed:
+        return  # the main process has a step to finish
     end_programs()
     os._exit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """Linux tells this process at once when the main one is gone, kill -9 or not; torch looks every few seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if not _has_parent():  # gone before that
+        os._exit(128 + signal.SIGTERM)
+
+
+def _has_parent() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.pid == os.getppid()
 
 
 def identity(parcel: Any) -> Any:

@@ -105,6 +105,17 @@ class Update:
         elif not found_inf.item():  # timm's and apex's: one wait per step
             self.optimizer.step()
 
+    def counters(self) -> dict[str, float]:
+        """For a run that goes on from here: see `load_counters`. Waits for the device."""
+        return {name: float(value) for name, value in self._counters().items()}
+
+    def load_counters(self, values: dict[str, float]) -> None:
+        for name, counter in self._counters().items():
+            counter.fill_(values[name])
+
+    def _counters(self) -> dict[str, Tensor]:
+        return {"skipped": self._skipped, "run": self._run, "longest_run": self._longest_run}
+
     def read_skips(self) -> SkipCounts:
         """Wait for the device, read the counters, and start a new run-length record."""
         counts = SkipCounts(int(self._skipped.item()), int(self._longest_run.item()))

@@ -40,14 +40,19 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's zip writer on a full disk
         partial.unlink(missing_ok=True)
         raise CannotWrite(f"cannot write {path}: {error}") from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Names in it, as files' contents, are safe on the disk only once they are flushed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class CheckpointWriter:
@@ -129,8 +134,14 @@ def find_latest_remote(remote_checkpoints: str) -> str | None:
     ]
     if not names:
         return None
-    newest = max(names, key=lambda name: int(_NUMBERED.fullmatch(name)[1]))  # type: ignore[index]
-    return f"{remote_checkpoints.rstrip('/')}/{newest}"
+    return f"{remote_checkpoints.rstrip('/')}/{max(names, key=epochs_of)}"
+
+
+def epochs_of(checkpoint: str) -> int:
+    """The N of an address that ends in epoch_N.pt."""
+    match = _NUMBERED.fullmatch(checkpoint.rsplit("/", 1)[-1])
+    assert match is not None
+    return int(match[1])
 
 
 def open_checkpoint(source: str, *, unsafe: bool) -> dict[str, Any]:

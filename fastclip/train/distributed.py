@@ -76,18 +76,32 @@ class World:
                 f"rank {self.rank} stops because rank {first} failed: {failures[first]}"
             )
 
+    def from_all(self, value: T) -> list[T]:
+        """Every rank's `value`, on every rank."""
+        values = [value] * self.size
+        if self.distributed:
+            dist.all_gather_object(values, value, group=self.patient_group)
+        return values
+
     def largest(self, value: int) -> int:
         """The largest `value` of any rank, on every rank."""
-        if not self.distributed:
-            return value
-        values = [value] * self.size
-        dist.all_gather_object(values, value, group=self.patient_group)
-        return max(values)
+        return max(self.from_all(value))
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         if self.distributed:
             dist.barrier(group=self.patient_group)
+
+
+def agree_on_steps(batches: int, world: World) -> None:
+    """Every rank must make as many steps, or the first to end would leave the others waiting."""
+    counts = world.from_all(batches)
+    for rank, count in enumerate(counts):
+        if count != counts[0]:
+            raise RanksDisagree(
+                f"an epoch has {counts[0]:,} batches on rank 0 and {count:,} on rank {rank}: all ranks need the same "
+                "flags, and the same --train-data with the same sizes.json"
+            )
 
 
 def _first_of(names: tuple[str, ...], environment: Mapping[str, str], default: int) -> int:

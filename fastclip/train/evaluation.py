@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastclip.config.train_config import TrainConfig
 from fastclip.data.build import DataLoaders
@@ -14,9 +15,31 @@ from fastclip.eval.runner import Batches, EvalData, append_results, evaluate
 from fastclip.train.distributed import World
 from fastclip.train.precision import autocast_factory, input_dtype
 from fastclip.train.run_folder import RunFolder
+from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import Writers
 
 logger = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """Evaluation is given up: the run is to stop."""
+
+
+class _UntilStopped:
+    """The batches of an evaluation, up to a request to stop."""
+
+    def __init__(self, batches: Batches, stop: StopRequest) -> None:
+        self._batches, self._stop = batches, stop
+
+    @property
+    def num_samples(self) -> int:
+        return self._batches.num_samples
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._batches:
+            if self._stop.requested:
+                raise _Stopped
+            yield batch
 
 
 class Evaluation:
@@ -29,13 +52,18 @@ class Evaluation:
         tokenizer: Any,
         folder: RunFolder,
         writers: Writers,
+        stop: StopRequest,
     ) -> None:
         self._config, self._world, self._tokenizer = config, world, tokenizer
         self._folder, self._writers = folder, writers
+
+        def until_stopped(batches: Batches | None) -> Batches | None:
+            return None if batches is None else _UntilStopped(batches, stop)
+
         self._data = EvalData(
-            val=cast("Batches | None", data.val),  # batches of evaluation are never packed
-            imagenet_val=data.imagenet_val,
-            imagenet_v2=data.imagenet_v2,
+            val=until_stopped(cast("Batches | None", data.val)),  # never packed in evaluation
+            imagenet_val=until_stopped(data.imagenet_val),
+            imagenet_v2=until_stopped(data.imagenet_v2),
         )
         self._encoder = ModelEncoder(
             model,
@@ -47,7 +75,10 @@ class Evaluation:
     def run(self, epoch: int, *, steps_per_epoch: int = 0) -> None:
         """`epoch` is the number of completed ones. Everything is due after the last, or where nothing is trained."""
         if self._world.is_first:
-            self._evaluate(epoch, steps_per_epoch)
+            try:
+                self._evaluate(epoch, steps_per_epoch)
+            except _Stopped:
+                logger.warning("Told to stop: the evaluation of epoch %d is given up.", epoch)
         self._world.wait_for_all()
 
     def _evaluate(self, epoch: int, steps_per_epoch: int) -> None:

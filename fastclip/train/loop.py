@@ -15,13 +15,15 @@ def train(run: Run) -> None:
     for epoch in range(run.start_epoch, run.epochs):
         logger.info("Start epoch %d", epoch)
         train_epoch(run, epoch)
+        run.report.end_epoch(epoch)
         run.save(epoch + 1)
         run.evaluate(epoch + 1)
+        run.saving.after_evaluation(epoch)
 
 
 def train_epoch(run: Run, epoch: int) -> None:
-    run.begin_epoch(epoch)
-    for i, batches in enumerate(micro_batches(run, epoch)):
+    done = run.begin_epoch(epoch)  # steps that another run made of it
+    for i, batches in enumerate(micro_batches(run, epoch), done):
         run.clock.data_ready()
         run.before_step(run.steps_per_epoch * epoch + i)
         result = run.step(batches)  # forward, loss, backward, clip, update
@@ -29,6 +31,7 @@ def train_epoch(run: Run, epoch: int) -> None:
         run.progress.advance()
         if run.report.due(i):
             run.report.write(epoch, i, result)  # the only place that waits for the device
+        run.saving.after_step(epoch, i)
 
 
 def micro_batches(run: Run, epoch: int) -> Iterator[list[Batch]]:

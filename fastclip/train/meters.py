@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Window(NamedTuple):
@@ -69,6 +69,13 @@ class LossMeter:
         self._count += 1
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def state(self) -> dict[str, Any]:
+        """For a run that goes on from here: see `load`."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._sums, self._count = dict(state["sums"]), int(state["count"])
 
     def mean(self, name: str) -> float:
         return self._sums[name] / self._count

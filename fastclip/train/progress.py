@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 
 class Progress(Protocol):
-    def begin_epoch(self, epoch: int) -> None: ...
+    def begin_epoch(self, epoch: int, done: int) -> None:
+        """`done` steps of it were made before."""
+        ...
 
     def advance(self) -> None: ...
 
@@ -17,7 +19,7 @@ class Progress(Protocol):
 
 
 class NoProgress:
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, done: int) -> None:
         return
 
     def advance(self) -> None:
@@ -34,10 +36,15 @@ class BarProgress:
         self._steps = steps_per_epoch
         self._bar: tqdm[object] | None = None
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, done: int) -> None:
         self.close()
         self._bar = tqdm(
-            total=self._steps, desc=f"epoch {epoch}", unit="step", leave=False, file=sys.stderr
+            total=self._steps,
+            initial=done,
+            desc=f"epoch {epoch}",
+            unit="step",
+            leave=False,
+            file=sys.stderr,
         )
 
     def advance(self) -> None:

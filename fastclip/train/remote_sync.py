@@ -14,6 +14,7 @@ from fastclip.optional import require
 logger = logging.getLogger(__name__)
 
 _EXCLUDED = "epoch_latest.pt"  # may change while it is read
+_RESUME = "resume"  # this folder's saves come and go while they are read
 
 
 def _aws(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +29,9 @@ def _aws(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _sync_s3(local: Path, remote: str) -> bool:
-    result = _aws("sync", str(local), remote, "--exclude", f"*{_EXCLUDED}")
+    result = _aws(
+        "sync", str(local), remote, "--exclude", f"*{_EXCLUDED}", "--exclude", f"{_RESUME}/*"
+    )
     if result.returncode != 0:
         logger.error("Error: Failed to sync with S3 bucket %s", result.stderr.strip())
     return result.returncode == 0
@@ -38,7 +41,12 @@ def _sync_fsspec(local: Path, remote: str) -> bool:
     """File by file; a file of the same length is taken for the same file, as in the reference."""
     fsspec: Any = require("fsspec", "--remote-sync-protocol fsspec", "pip install fsspec")
     filesystem, root = fsspec.core.url_to_fs(remote)
-    for file in sorted(p for p in local.rglob("*") if p.is_file() and _EXCLUDED not in p.name):
+    left_out = local / _RESUME
+    for file in sorted(
+        p
+        for p in local.rglob("*")
+        if p.is_file() and _EXCLUDED not in p.name and left_out not in p.parents
+    ):
         target = f"{root}/{file.relative_to(local).as_posix()}"
         try:
             if filesystem.exists(target) and filesystem.size(target) == file.stat().st_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from fastclip.config.train_config import NonFinitePolicy
 from fastclip.errors import NonFiniteTraining
@@ -60,6 +61,7 @@ class Report:
         samples_per_step: int,
         samples_per_epoch: int,
         count_bad_samples: Callable[[], int],
+        count_repeated: Callable[[], int],
         mfu_per_rate: float | None,  # per sample/s of one device
     ) -> None:
         self._world, self._writers, self._guard, self._update = world, writers, guard, update
@@ -67,12 +69,33 @@ class Report:
         self._steps_per_epoch, self._samples_per_step = steps_per_epoch, samples_per_step
         self._samples_per_epoch = samples_per_epoch
         self._count_bad_samples = count_bad_samples
+        self._count_repeated = count_repeated
         self._mfu_per_rate = mfu_per_rate
         self._losses = LossMeter()
 
     def begin_epoch(self) -> None:
         self._losses = LossMeter()
         self._clock.start()
+
+    def end_epoch(self, epoch: int) -> None:
+        """Say which ranks ran short of samples. A collective call."""
+        repeated = self._world.from_all(self._count_repeated())
+        if any(repeated):
+            ranks = ", ".join(f"rank {rank}: {n:,}" for rank, n in enumerate(repeated) if n)
+            logger.info(
+                "Epoch %d: %s samples were given again by loaders that had given all of their own (%s)",
+                epoch,
+                f"{sum(repeated):,}",
+                ranks,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """For a run that goes on from here: see `load`."""
+        return {"losses": self._losses.state(), "skipped": self._guard.skipped}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._losses.load(state["losses"])
+        self._guard.skipped = int(state["skipped"])
 
     def due(self, step: int) -> bool:
         return step % self._every == 0 or step + 1 == self._steps_per_epoch

@@ -7,7 +7,8 @@ import logging
 from fastclip.config.advice import advice
 from fastclip.config.train_config import TrainConfig
 from fastclip.errors import CannotWrite, ExitCode, FastclipError
-from fastclip.train.checkpoint import find_latest, find_latest_remote
+from fastclip.model.checkpoint_file import read_checkpoint
+from fastclip.train.checkpoint import epochs_of, find_latest, find_latest_remote
 from fastclip.train.copy_codebase import copy_codebase
 from fastclip.train.distributed import World, init_world, leave
 from fastclip.train.evaluation import Evaluation
@@ -15,8 +16,10 @@ from fastclip.train.log import RunLogging
 from fastclip.train.loop import train
 from fastclip.train.precision import set_backend_precision
 from fastclip.train.remote_sync import RemoteSync
+from fastclip.train.resume_folder import delete_all, find_save
 from fastclip.train.run_folder import RunFolder, choose_folder
 from fastclip.train.setup import Parts, build_parts, build_run, describe_run, wrap_parts
+from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import ScalarWriter, TensorBoardWriter, WandbWriter, Writers
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,8 @@ def run(config: TrainConfig) -> None:
     failed = True
     try:
         folder = choose_folder(config, world)
-        _run(config, world, folder, logs)
+        with StopRequest() as stop:
+            _run(config, world, folder, logs, stop)
         _leave_exit(world, folder, ExitCode.DONE, "done")
         failed = False
     except FastclipError as error:
@@ -56,7 +60,9 @@ def _leave_exit(world: World, folder: RunFolder | None, code: int, message: str)
         folder.write_exit(code, message)
 
 
-def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging) -> None:
+def _run(
+    config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging, stop: StopRequest
+) -> None:
     set_backend_precision(world.device, deterministic=config.deterministic)
     _describe_world(world)
     for line in advice(config, world.size):
@@ -68,7 +74,8 @@ def _run(config: TrainConfig, world: World, folder: RunFolder, logs: RunLogging)
     resume_from = find_resume(config, world, folder)
     parts = _built_on_every_rank(config, world, resume_from)
     try:
-        _write_and_train(config, world, folder, logs, parts, resumed=resume_from is not None)
+        resumed = resume_from is not None
+        _write_and_train(config, world, folder, logs, parts, stop, resumed=resumed)
     finally:
         if parts.data.train is not None:
             parts.data.train.close()
@@ -91,6 +98,7 @@ def _write_and_train(
     folder: RunFolder,
     logs: RunLogging,
     parts: Parts,
+    stop: StopRequest,
     *,
     resumed: bool,
 ) -> None:
@@ -113,10 +121,14 @@ def _write_and_train(
     writers = _make_writers(config, world, folder, parts, resumed=resumed)
     try:
         if config.trains:
-            train(build_run(config, world, parts, folder, writers))
+            run = build_run(config, world, parts, folder, writers, stop)
+            stop.training_begins()
+            train(run)
+            if world.is_first:
+                delete_all(folder.resume)  # the last checkpoint holds everything
         else:
             Evaluation(
-                config, world, parts.model, parts.data, parts.tokenizer, folder, writers
+                config, world, parts.model, parts.data, parts.tokenizer, folder, writers, stop
             ).run(parts.start_epoch)
     finally:
         writers.close()
@@ -147,15 +159,40 @@ def find_resume(config: TrainConfig, world: World, folder: RunFolder) -> str | N
     found: str | None = None
     if world.is_first:
         if remote is not None:
-            found = find_latest_remote(where)
+            found = _newest_there(folder, where)
         else:
-            local = find_latest(folder.checkpoints, unsafe=config.checkpoint.unsafe_load)
-            found = None if local is None else str(local)
+            found = _newest_here(folder, unsafe=config.checkpoint.unsafe_load)
         if found:
             logger.info("Found latest resume checkpoint at %s.", found)
         else:
             logger.info("No latest resume checkpoint found in %s.", where)
     return world.from_first(found)
+
+
+def _newest_here(folder: RunFolder, *, unsafe: bool) -> str | None:
+    """The checkpoint, or the save inside an epoch, with which the run had come furthest; of two, the later one."""
+    save = find_save(folder.resume)
+    try:
+        checkpoint = find_latest(folder.checkpoints, unsafe=unsafe)
+    except FastclipError:
+        if save is None:
+            raise
+        checkpoint = None
+    if save is None:
+        return None if checkpoint is None else str(checkpoint)
+    if checkpoint is None:
+        return str(save.folder)
+    epochs = read_checkpoint(checkpoint, unsafe=unsafe).get("epoch", 0)
+    further = (save.epochs, save.written) > (epochs, checkpoint.stat().st_mtime_ns)
+    return str(save.folder if further else checkpoint)
+
+
+def _newest_there(folder: RunFolder, remote_checkpoints: str) -> str | None:
+    """The remote's newest checkpoint, or a save inside a later epoch, which are kept on this machine only."""
+    save, found = find_save(folder.resume), find_latest_remote(remote_checkpoints)
+    if save is None or (found is not None and save.epochs <= epochs_of(found)):
+        return found
+    return str(save.folder)
 
 
 def _start_remote_sync(config: TrainConfig, world: World, folder: RunFolder) -> RemoteSync | None:

@@ -30,6 +30,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def resume(self) -> Path:
+        return self.path / "resume"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

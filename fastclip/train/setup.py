@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 
 from fastclip.config.train_config import ModelConfig, TrainConfig
 from fastclip.data.batch import Batch
-from fastclip.data.build import DataLoaders, build_data
+from fastclip.data.build import DataLoaders, build_data, check_number_of_shards
 from fastclip.data.loader import TrainLoader
 from fastclip.data.packing import PackRule
 from fastclip.data.tokenizer import Tokenizer, build_tokenizer
@@ -28,7 +28,7 @@ from fastclip.optim.update import Update
 from fastclip.train.attention import set_up_attention
 from fastclip.train.checkpoint import CheckpointWriter, build_checkpoint, restore
 from fastclip.train.compiling import set_up_compiling
-from fastclip.train.distributed import World
+from fastclip.train.distributed import World, agree_on_steps
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.gradient_sync import in_ddp, syncs_of
 from fastclip.train.losses import gather_early, loss_backend, make_loss
@@ -38,11 +38,15 @@ from fastclip.train.packed_captions import choose_packing, example_texts, texts_
 from fastclip.train.precision import autocast_factory, input_dtype, make_scaler, product_dtype
 from fastclip.train.profiling import InPart, ProfiledSteps, UpdateInParts, steps_to_profile
 from fastclip.train.progress import Progress, make_progress
+from fastclip.train.rank_state import Left, Stateful, gathered, read_left
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
 from fastclip.train.report import Guard, Report
+from fastclip.train.resume_folder import STATE, is_save, write_save
 from fastclip.train.run_folder import RunFolder
+from fastclip.train.saving import Saving, Write
 from fastclip.train.seeds import epoch_seed, seed_everything, step_seed
 from fastclip.train.step import AccumulateStep, Forward, Loss, PlainStep, Step, Updating
+from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import Writers
 
 logger = logging.getLogger(__name__)
@@ -63,8 +67,9 @@ class Run:
     report: Report
     progress: Progress
     save: Callable[[int], None]  # takes the number of completed epochs
+    saving: Saving  # inside an epoch
     evaluate: Callable[[int], None]
-    begin_epoch: Callable[[int], None]
+    begin_epoch: Callable[[int], int]  # returns how many of its steps were made before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,10 +86,12 @@ class Parts:
     context_length: int
     start_epoch: int
     pack: PackRule | None = None  # None: captions as the tokenizer gives them
+    left: Left | None = None  # where another run left the first epoch; None: at its beginning
 
 
 def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> Parts:
     """Model, optimiser, checkpoint, data. Raises the errors of the rooms that build them; writes nothing."""
+    check_number_of_shards(config.data, world.size)
     seed_everything(config.seed)  # the same first weights on every rank
     model: Any = create_training_model(
         config.model, precision=config.precision, device=world.device, siglip=config.loss.siglip
@@ -125,7 +132,11 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         optimizer = build_optimizer(config.optim, model)
         scaler = make_scaler(config.precision, world.device)
     start_epoch = 0
+    left = None
     if resume_from is not None:
+        if is_save(resume_from):
+            left = read_left(Path(resume_from), world)
+            resume_from = str(Path(resume_from) / STATE)
         start_epoch = restore(
             resume_from, model, optimizer, scaler, unsafe=config.checkpoint.unsafe_load
         )
@@ -140,6 +151,8 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         start_epoch=start_epoch,
         epochs=config.epochs,
         pack=pack,
+        left=None if left is None else left.data,
+        batches_per_step=config.optim.accum_freq,
     )
     if data.train is not None:
         check_accumulation(data.train, config)
@@ -154,6 +167,7 @@ def build_parts(config: TrainConfig, world: World, resume_from: str | None) -> P
         context_length=tokenizer.context_length,
         start_epoch=start_epoch,
         pack=pack,
+        left=left,
     )
 
 
@@ -163,6 +177,7 @@ def wrap_parts(parts: Parts, config: TrainConfig, world: World) -> Parts:
     """
     if config.trains:
         assert parts.data.train is not None
+        agree_on_steps(parts.data.train.num_batches, world)
         recompute_less_if_it_fits(parts.model, parts.teacher, parts.data.train, config, world)
     return replace(parts, wrapped=wrap(parts.model, config, world))
 
@@ -243,7 +258,12 @@ def wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
 
 
 def build_run(
-    config: TrainConfig, world: World, parts: Parts, folder: RunFolder, writers: Writers
+    config: TrainConfig,
+    world: World,
+    parts: Parts,
+    folder: RunFolder,
+    writers: Writers,
+    stop: StopRequest,
 ) -> Run:
     """Join the parts into what the loop calls."""
     assert parts.optimizer is not None
@@ -300,6 +320,7 @@ def build_run(
         samples_per_step=config.data.batch_size * accum_freq * world.size,
         samples_per_epoch=loader.num_samples,
         count_bad_samples=lambda: loader.bad.dropped,
+        count_repeated=lambda: loader.position.repeated * config.data.batch_size,
         mfu_per_rate=utilisation(
             parts.model,
             world.device,
@@ -309,8 +330,9 @@ def build_run(
     )
     schedule = build_schedule(config.optim, parts.optimizer, steps_per_epoch, config.epochs)
     evaluation = Evaluation(
-        config, world, parts.model, parts.data, parts.tokenizer, folder, writers
+        config, world, parts.model, parts.data, parts.tokenizer, folder, writers, stop
     )
+    stateful = Stateful(loader=loader, update=update, report=report, device=world.device)
     return Run(
         start_epoch=parts.start_epoch,
         epochs=config.epochs,
@@ -323,20 +345,39 @@ def build_run(
         report=report,
         progress=progress,
         save=_saver(config, world, parts, folder),
+        saving=Saving(
+            config.checkpoint,
+            world,
+            stop,
+            _writer_inside_epochs(config, world, parts, folder, stateful, steps_per_epoch),
+            clock,
+            steps_per_epoch=steps_per_epoch,
+        ),
         evaluate=partial(evaluation.run, steps_per_epoch=steps_per_epoch),
-        begin_epoch=partial(_begin_epoch, config, world, parts, report, progress),
+        begin_epoch=partial(_begin_epoch, config, world, parts, stateful, progress),
     )
 
 
 def _begin_epoch(
-    config: TrainConfig, world: World, parts: Parts, report: Report, progress: Progress, epoch: int
-) -> None:
+    config: TrainConfig,
+    world: World,
+    parts: Parts,
+    stateful: Stateful,
+    progress: Progress,
+    epoch: int,
+) -> int:
     """Train mode, fresh averages, and generators that depend on (seed, epoch, rank) only, so that a resumed run
-    goes on as the uninterrupted one would."""
+    goes on as the uninterrupted one would: inside an epoch, as they were left."""
     parts.wrapped.train()
     seed_everything(epoch_seed(config.seed, epoch, world.rank))
-    report.begin_epoch()
-    progress.begin_epoch(epoch)
+    stateful.report.begin_epoch()
+    done = 0
+    if parts.left is not None and epoch == parts.start_epoch:
+        done = stateful.loader.position.given // config.optim.accum_freq
+        if parts.left.state is not None:
+            stateful.restore(parts.left.state)
+    progress.begin_epoch(epoch, done)
+    return done
 
 
 def _before_step(
@@ -373,6 +414,32 @@ def _saver(
         world.wait_for_all()
 
     return save
+
+
+def _writer_inside_epochs(
+    config: TrainConfig,
+    world: World,
+    parts: Parts,
+    folder: RunFolder,
+    stateful: Stateful,
+    steps_per_epoch: int,
+) -> Write:
+    """Every rank gives its state, rank 0 writes."""
+    if not config.log.enabled:
+        return lambda epoch, step: None
+
+    def write(epoch: int, step: int) -> None:
+        ranks = gathered(stateful, world)
+        if world.is_first:
+            assert parts.optimizer is not None
+            state = build_checkpoint(
+                folder.name, epoch, parts.wrapped, parts.optimizer, parts.scaler
+            )
+            where = {"epoch": epoch, "step": step, "steps_per_epoch": steps_per_epoch}
+            path = write_save(folder.resume, state, ranks, **where)
+            logger.info("Saved epoch %d after step %d: %s", epoch, step, path)
+
+    return write
 
 
 def describe_run(config: TrainConfig, world: World, parts: Parts, params_file: Path | None) -> None:

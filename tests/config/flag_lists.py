@@ -21,6 +21,8 @@ OWN = {
     "--optimizer-impl": "auto",
     "--profile": 0,
     "--tokenizer": None,
+    "--save-every-n-steps": 0,
+    "--save-every-minutes": 15.0,
     "--dry-run": False,
     "--nodes": None,
     "--gpus-per-node": None,

@@ -1,0 +1,127 @@
+"""kill -9 at random points, half of them inside a save: the run ends with the bits of one that was never touched."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.shard_files import fresh_seed
+from tests.e2e.tiny_run import BATCH, arguments, command, environment, finish, losses
+
+TIMEOUT = 900  # the machine may stand still for minutes
+WORDS = [
+    *("--deterministic", "--force-patch-dropout", "0.5", "--workers", "2"),
+    *("--save-every-n-steps", "2", "--resume", "latest"),
+]
+
+
+def words_for(folder: Path, processes: int) -> list[str]:
+    shared = ["--batch-size", str(BATCH // processes), "--local-loss", "--gather-with-grad"]
+    return arguments(folder, "run", *WORDS, *shared)
+
+
+def session_members(session: int) -> list[int]:
+    """Live processes of a session, which loader processes and ranks are too."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(true: Callable[[], object], process: subprocess.Popen[bytes]) -> bool:
+    """False where the process ended first."""
+    deadline = time.monotonic() + TIMEOUT
+    while not true():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.0005)
+    return True
+
+
+def shared_memory() -> set[str]:
+    return {p.name for p in Path("/dev/shm").glob("*")}
+
+
+def killed(
+    words: list[str], processes: int, folder: Path, rng: random.Random, in_save: bool
+) -> bool:
+    """Start, and kill after a few steps; whether the kill came before the end, with a save half written if asked."""
+    run = folder / "logs" / "run"
+    lines_before = _train_lines(run)
+    before_shm = shared_memory()
+    with (folder / "stderr").open("ab") as errors:
+        process = subprocess.Popen(
+            command(words, processes), env=environment(), start_new_session=True, stderr=errors
+        )
+    steps = rng.randint(1, 2)
+    alive = wait_until(lambda: _train_lines(run) >= lines_before + steps, process)
+    if in_save:
+        alive = alive and wait_until(lambda: list(run.glob("resume/*.partial")), process)
+        time.sleep(rng.random() * 0.03)
+    else:
+        time.sleep(rng.random() * 0.05)
+        wait_until(lambda: not list(run.glob("resume/*.partial")), process)
+    half_written = bool(list(run.glob("resume/*.partial")))
+    if processes == 1:
+        process.kill()  # the loader processes have to notice by themselves
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while session_members(process.pid):
+        assert time.monotonic() < deadline, "processes outlive the run"
+        time.sleep(0.02)
+    assert shared_memory() <= before_shm
+    print("killed", alive, "in a save" if half_written else "", sorted(run.glob("resume/*")))
+    return alive
+
+
+def _train_lines(run: Path) -> int:
+    log = run / "out.log"
+    return len(re.findall("Train Epoch", log.read_text())) if log.exists() else 0
+
+
+def check(folder: Path, processes: int, kills: int) -> None:
+    rng = random.Random(fresh_seed())
+    straight = words_for(folder / "straight", processes)
+    done = finish(straight, processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    words = words_for(folder / "killed", processes)
+    for kill in range(kills):
+        killed(words, processes, folder / "killed", rng, in_save=kill % 2 == 1)
+    again = finish(words, processes)
+    assert again.returncode == 0, again.stderr[-3000:]
+    if kills <= 3:
+        assert "batches on each rank, with the batches that would have followed" in again.stderr
+    ours, theirs = (folder / name / "logs" / "run" for name in ("killed", "straight"))
+    assert losses(ours) == losses(theirs)
+    a, b = (torch.load(r / "checkpoints" / "epoch_3.pt", weights_only=True) for r in (ours, theirs))
+    assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in b["state_dict"])
+    for index, state in b["optimizer"]["state"].items():
+        assert all(torch.equal(state[k], a["optimizer"]["state"][index][k]) for k in state)
+    assert not (ours / "resume").exists()
+
+
+def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> None:
+    check(tmp_path, 1, kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path, processes: int) -> None:
+    check(tmp_path, processes, kills=20)
