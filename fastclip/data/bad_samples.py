@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 LINES_PER_CAUSE = 20
 HOPELESS_SAMPLES = 2000
 HOPELESS_SHARDS = 32
+JUDGED_AFTER = 10_000  # samples, before the share of bad ones says something about the rest
+_SHOWN = 200  # characters of a name or of a reason
 
 # Causes that leave the sample in use, or that are not about one sample.
 EMPTY_CAPTION = "empty caption (kept)"
@@ -68,7 +70,7 @@ class BadSampleNotes:
         self._counts[cause] += 1
         self.dropped += cause not in _NOT_DROPPED
         self._bad_shards += cause == BAD_SHARD
-        event = BadEvent(cause, where, detail)
+        event = BadEvent(cause, _shown(where), _shown(detail))
         if cause != EMPTY_CAPTION:
             self._last = event
         if self._named[cause] < LINES_PER_CAUSE:
@@ -99,9 +101,13 @@ class BadSampleNotes:
 
 
 class BadSampleCounter:
-    """The totals of a run, in the main process; logs at most LINES_PER_CAUSE warnings of a cause."""
+    """The totals of a run, in the main process; logs at most LINES_PER_CAUSE warnings of a cause.
 
-    def __init__(self) -> None:
+    `max_fraction` is the share of samples that may be dropped; above it `keep` and `judge` raise DataError.
+    """
+
+    def __init__(self, max_fraction: float = 1.0, data: str = "") -> None:
+        self._max_fraction, self._data = max_fraction, data
         self._counts: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
         self.kept = 0  # samples handed to training
@@ -115,6 +121,26 @@ class BadSampleCounter:
     def dropped(self) -> int:
         """Samples that were left out."""
         return sum(count for cause, count in self.counts.items() if cause not in _NOT_DROPPED)
+
+    def keep(self, samples: int) -> None:
+        """Count samples handed to training, and judge once there are JUDGED_AFTER of them with the dropped ones."""
+        self.kept += samples
+        if self.kept + self.dropped >= JUDGED_AFTER:
+            self.judge()
+
+    def judge(self) -> None:
+        """Raise DataError if too large a part of the samples so far was dropped."""
+        dropped = self.dropped
+        if dropped > self._max_fraction * (self.kept + dropped):
+            causes = ", ".join(
+                f"{cause}: {count:,}"
+                for cause, count in self._counts.most_common()
+                if cause not in _NOT_DROPPED
+            )
+            raise DataError(
+                f"{self._data}: {dropped:,} of the first {self.kept + dropped:,} samples are bad, more than "
+                f"--max-bad-fraction {self._max_fraction:g} ({causes})"
+            )
 
     def absorb(self, report: BadReport) -> None:
         self._counts.update(report.counts)
@@ -136,3 +162,10 @@ class BadSampleCounter:
         detail = f": {event.detail}" if event.detail else ""
         # The wording of the reference's own warning, which people grep for, around what it does not say.
         return f"Handling webdataset error ({event.cause} in {event.where}{detail}). Ignoring."
+
+
+def _shown(text: str) -> str:
+    """`text` fit for one line of a log: names in an archive may be of any length and hold any character."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+    return text if text.isprintable() else repr(text)[1:-1]

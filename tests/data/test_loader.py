@@ -416,6 +416,23 @@ def test_pictures_none_of_which_decodes_end_the_run(tmp_path):
         list(data.val)
 
 
+def test_too_large_a_part_of_bad_samples_ends_the_run_at_the_end_of_an_epoch(tmp_path):
+    members = [m for i in range(40) for m in sample_members(i)]
+    members += [m for i in range(10) for m in ((f"b{i}.jpg", b"junk"), (f"b{i}.txt", b"y"))]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    options = {"train_data": str(tmp_path), "train_num_samples": 40, "workers": 1}
+    for share in (0.2, 0.19):
+        loader = build(max_bad_fraction=share, **options).train
+        given = []
+        if share == 0.2:
+            given += loader.epoch(0)
+        else:
+            with pytest.raises(DataError, match=r"10 of the first 50 samples are bad.* 0\.19 \("):
+                given.extend(loader.epoch(0))
+        assert len(given) == 10
+        loader.close()
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
