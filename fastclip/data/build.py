@@ -152,6 +152,7 @@ def _train_loader(
         decode=decode,
         sentences=[*sentences, *augment_warnings(cfg.augment)],
         packer=packer,
+        max_bad_fraction=cfg.max_bad_fraction,
     )
 
 

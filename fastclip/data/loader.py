@@ -64,10 +64,11 @@ class TrainLoader:
         decode: Callable[[], Callable[[EncodedBatch], Tensor]] | None = None,
         sentences: list[str] | None = None,
         packer: TextPacker | None = None,
+        max_bad_fraction: float = 1.0,
     ) -> None:
         self.packer, self._overflowed = packer, 0
         self.num_batches, self.num_samples = plan.num_batches, plan.num_samples
-        self.bad = BadSampleCounter()
+        self.bad = BadSampleCounter(max_bad_fraction, source.name)
         self._name, self._batch_size, self._device = source.name, batch_size, device
         self._sentences = sentences or []
         self._clock = EpochClock(start_epoch)
@@ -118,11 +119,12 @@ class TrainLoader:
         try:
             given = 0
             for batch in ahead:
-                self.bad.kept += len(batch.images)
+                self.bad.keep(len(batch.images))
                 given += 1
                 self._count_overflow(batch)
                 yield batch
             assert given == self.num_batches, (given, self.num_batches)
+            self.bad.judge()
         finally:
             self._clock.stop()  # loader processes drop what they are at
             if self._ahead is not None:
