@@ -25,13 +25,14 @@ DOORS: dict[str, set[str]] = {
     "optional": {"errors"},
     "config": {"errors"},
     "data": {"config", *SHARED},
+    "curate": {"config", "data", *SHARED},
     "model": {"config", *SHARED},
     "optim": {"config", *SHARED},
     "eval": {"config", *SHARED},
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "api": {"config", "data", "model", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
-    "cli": {"", "api", "config", "data", "doctor", "eval", "model", "optim", "train", *SHARED},
+    "cli": {"", "api", "config", "curate", "data", "doctor", "eval", "model", "optim", "train", *SHARED},
 }
 HEAVY = ("nvidia.dali", "webdataset", "tensorboard", "torch.utils.tensorboard", "wandb", "triton")
 

@@ -32,7 +32,7 @@ MISSING_FILE = "missing file"
 CUT_SHARD = "shard cut short"
 BAD_SHARD = "unreadable shard"
 
-_NOT_DROPPED = frozenset({EMPTY_CAPTION, CUT_SHARD, BAD_SHARD})
+DROPS_NOTHING = frozenset({EMPTY_CAPTION, CUT_SHARD, BAD_SHARD})
 
 
 class BadEvent(NamedTuple):
@@ -68,9 +68,9 @@ class BadSampleNotes:
 
     def note(self, cause: str, where: str, detail: str = "") -> None:
         self._counts[cause] += 1
-        self.dropped += cause not in _NOT_DROPPED
+        self.dropped += cause not in DROPS_NOTHING
         self._bad_shards += cause == BAD_SHARD
-        event = BadEvent(cause, _shown(where), _shown(detail))
+        event = BadEvent(cause, shown(where), shown(detail))
         if cause != EMPTY_CAPTION:
             self._last = event
         if self._named[cause] < LINES_PER_CAUSE:
@@ -120,7 +120,7 @@ class BadSampleCounter:
     @property
     def dropped(self) -> int:
         """Samples that were left out."""
-        return sum(count for cause, count in self.counts.items() if cause not in _NOT_DROPPED)
+        return sum(count for cause, count in self.counts.items() if cause not in DROPS_NOTHING)
 
     def keep(self, samples: int) -> None:
         """Count samples handed to training, and judge once there are JUDGED_AFTER of them with the dropped ones."""
@@ -135,7 +135,7 @@ class BadSampleCounter:
             causes = ", ".join(
                 f"{cause}: {count:,}"
                 for cause, count in self._counts.most_common()
-                if cause not in _NOT_DROPPED
+                if cause not in DROPS_NOTHING
             )
             raise DataError(
                 f"{self._data}: {dropped:,} of the first {self.kept + dropped:,} samples are bad, more than "
@@ -164,7 +164,7 @@ class BadSampleCounter:
         return f"Handling webdataset error ({event.cause} in {event.where}{detail}). Ignoring."
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """`text` fit for one line of a log: names in an archive may be of any length and hold any character."""
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
