@@ -86,6 +86,14 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="run pipe: commands that stand in a list file, not only those on the command line",
         ),
         add(
+            "--max-bad-fraction",
+            type=float,
+            default=1.0,
+            metavar="F",
+            help="end the run with exit status 65 when more than this part of the samples so far is bad; looked at "
+            "from the 10,000th sample of a process on, and after each epoch. 1 never does",
+        ),
+        add(
             "--no-packed-text",
             action="store_true",
             default=False,

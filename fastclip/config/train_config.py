@@ -81,11 +81,16 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     decoder: Decoder = "auto"  # ours
     allow_pipe_from_files: bool = False  # ours
+    max_bad_fraction: float = 1.0  # ours; of the samples that a rank has met
 
     def __post_init__(self) -> None:
         checks = _Checks()
         checks.positive("--batch-size", self.batch_size)
         checks.not_negative("--workers", self.workers)
+        checks.refuse_if(
+            not 0 <= self.max_bad_fraction <= 1,
+            f"--max-bad-fraction {self.max_bad_fraction}: must be between 0 and 1",
+        )
         if self.trains:
             checks.positive("--train-num-samples", self.train_num_samples)
         checks.refuse_if(

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 LINES_PER_CAUSE = 20
 HOPELESS_SAMPLES = 2000
 HOPELESS_SHARDS = 32
+JUDGED_AFTER = 10_000  # samples, before the share of bad ones says something about the rest
+_SHOWN = 200  # characters of a name or of a reason
 
 # Causes that leave the sample in use, or that are not about one sample.
 EMPTY_CAPTION = "empty caption (kept)"
@@ -31,7 +33,7 @@ CUT_SHARD = "shard cut short"
 BAD_SHARD = "unreadable shard"
 CHANGED_DATA = "resumed at another sample than was left"
 
-_NOT_DROPPED = frozenset({EMPTY_CAPTION, CUT_SHARD, BAD_SHARD, CHANGED_DATA})
+DROPS_NOTHING = frozenset({EMPTY_CAPTION, CUT_SHARD, BAD_SHARD, CHANGED_DATA})
 
 
 class BadEvent(NamedTuple):
@@ -67,9 +69,9 @@ class BadSampleNotes:
 
     def note(self, cause: str, where: str, detail: str = "") -> None:
         self._counts[cause] += 1
-        self.dropped += cause not in _NOT_DROPPED
+        self.dropped += cause not in DROPS_NOTHING
         self._bad_shards += cause == BAD_SHARD
-        event = BadEvent(cause, where, detail)
+        event = BadEvent(cause, shown(where), shown(detail))
         if cause != EMPTY_CAPTION:
             self._last = event
         if self._named[cause] < LINES_PER_CAUSE:
@@ -100,9 +102,13 @@ class BadSampleNotes:
 
 
 class BadSampleCounter:
-    """The totals of a run, in the main process; logs at most LINES_PER_CAUSE warnings of a cause."""
+    """The totals of a run, in the main process; logs at most LINES_PER_CAUSE warnings of a cause.
 
-    def __init__(self) -> None:
+    `max_fraction` is the share of samples that may be dropped; above it `keep` and `judge` raise DataError.
+    """
+
+    def __init__(self, max_fraction: float = 1.0, data: str = "") -> None:
+        self._max_fraction, self._data = max_fraction, data
         self._counts: Counter[str] = Counter()
         self._logged: Counter[str] = Counter()
         self.kept = 0  # samples handed to training
@@ -115,7 +121,27 @@ class BadSampleCounter:
     @property
     def dropped(self) -> int:
         """Samples that were left out."""
-        return sum(count for cause, count in self.counts.items() if cause not in _NOT_DROPPED)
+        return sum(count for cause, count in self.counts.items() if cause not in DROPS_NOTHING)
+
+    def keep(self, samples: int) -> None:
+        """Count samples handed to training, and judge once there are JUDGED_AFTER of them with the dropped ones."""
+        self.kept += samples
+        if self.kept + self.dropped >= JUDGED_AFTER:
+            self.judge()
+
+    def judge(self) -> None:
+        """Raise DataError if too large a part of the samples so far was dropped."""
+        dropped = self.dropped
+        if dropped > self._max_fraction * (self.kept + dropped):
+            causes = ", ".join(
+                f"{cause}: {count:,}"
+                for cause, count in self._counts.most_common()
+                if cause not in DROPS_NOTHING
+            )
+            raise DataError(
+                f"{self._data}: {dropped:,} of the first {self.kept + dropped:,} samples are bad, more than "
+                f"--max-bad-fraction {self._max_fraction:g} ({causes})"
+            )
 
     def absorb(self, report: BadReport) -> None:
         self._counts.update(report.counts)
@@ -145,3 +171,10 @@ class BadSampleCounter:
         detail = f": {event.detail}" if event.detail else ""
         # The wording of the reference's own warning, which people grep for, around what it does not say.
         return f"Handling webdataset error ({event.cause} in {event.where}{detail}). Ignoring."
+
+
+def shown(text: str) -> str:
+    """`text` fit for one line of a log: names in an archive may be of any length and hold any character."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+    return text if text.isprintable() else repr(text)[1:-1]

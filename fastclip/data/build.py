@@ -196,6 +196,7 @@ def _train_loader(
         start=start,
         data=data,
         inherited=None if resumption is None else resumption.inherited,
+        max_bad_fraction=cfg.max_bad_fraction,
     )
 
 

@@ -5,15 +5,16 @@ crops and resizes (antialiased, the box of the draw); colours follow in `data/co
 no random number: every decision comes with the batch. nvJPEG is asked for libjpeg's chroma
 upsampling, and the rotation that EXIF asks for is ignored, as in the reference.
 
-A picture that DALI cannot decode fails the whole batch. Pillow then says which pictures are bad,
-picture by picture, and decodes the rest where DALI was the stricter of the two.
+What DALI would not read as Pillow does comes as PPM (`data/dali_form.py`). A picture that it refuses all
+the same fails the whole batch: Pillow then decodes the picture that DALI names, and the batch is tried again. Where it
+names none, Pillow decodes the batch.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
@@ -27,14 +28,16 @@ from fastclip import optional
 from fastclip.config.images import AugmentConfig, PreprocessConfig
 from fastclip.data.batch import Draws, EncodedBatch
 from fastclip.data.color import change_colors_
+from fastclip.data.dali_form import as_ppm
 from fastclip.data.decode_pillow import TrainDecoder
 from fastclip.data.draws import unstack
 from fastclip.data.erase import random_erasing
-from fastclip.data.image_header import BadImage, decode_rgb
+from fastclip.data.image_header import BadImage
 from fastclip.errors import DataError, EnvironmentProblem
 
 logger = logging.getLogger(__name__)
 
+_NAMED_PER_BATCH = 8  # pictures of one batch that DALI may refuse before Pillow decodes all of it
 INSTALL = "pip install 'fastclip[dali]' (or 'fastclip[dali-cuda12]' with a CUDA 12 driver)"
 
 
@@ -83,13 +86,13 @@ class DaliTrainDecoder:
         self._erasing = random_erasing(preprocess, augment)
         self._pipeline: Any = None
         self._failure = ""  # what DALI said when it last failed
-        self._helped = 0  # batches that only Pillow could decode
+        self._helped = 0  # times that Pillow decoded what DALI would not
 
     def __call__(self, batch: EncodedBatch) -> Tensor:
         if len(batch.keys) > self._batch_size:
             raise ValueError(f"a batch of {len(batch.keys)} for a decoder of {self._batch_size}")
         pictures = _pictures(batch)
-        images = self._cropped(pictures, batch.draws)
+        images = self._cropped_with_help(pictures, batch.draws)
         if images is None:
             images = self._with_pillow(pictures, batch.draws).to(self._device)
             self._tell_helped()
@@ -97,9 +100,26 @@ class DaliTrainDecoder:
             images = change_colors_(images, batch.draws)
         return images if self._erasing is None else self._erasing(images, batch.draws.erase)
 
+    def _cropped_with_help(self, pictures: list[np.ndarray], draws: Draws) -> Tensor | None:
+        """As `_cropped`, with the pictures that DALI names as its reason to fail decoded by Pillow.
+
+        Raises BadImages where Pillow cannot decode such a picture either.
+        """
+        pictures = list(pictures)
+        for attempt in range(_NAMED_PER_BATCH + 1):
+            images = self._cropped(pictures, draws)
+            named = _named_sample(self._failure)
+            if images is not None or named is None or attempt == _NAMED_PER_BATCH:
+                return images
+            try:
+                pictures[named] = np.frombuffer(as_ppm(pictures[named].tobytes()), np.uint8)
+            except BadImage as error:
+                raise BadImages({named: error.cause}) from error
+            self._tell_helped()
+        raise AssertionError("unreachable")
+
     def _cropped(self, pictures: list[np.ndarray], draws: Draws) -> Tensor | None:
         """Decoded, cropped and resized uint8 (B, H, W, 3), the caller's; None if DALI failed."""
-        pictures = _readable_by_dali(pictures)
         if self._pipeline is None:
             self._pipeline = _build(
                 self._preprocess.size, self._batch_size, self._device, self._threads
@@ -153,7 +173,7 @@ class DaliTrainDecoder:
         self._helped += 1
         if self._helped == 10 ** (len(str(self._helped)) - 1):
             logger.warning(
-                "DALI failed on %d batches in which Pillow finds nothing wrong (last: %s); "
+                "DALI refused %d times what Pillow finds nothing wrong with (last: %s); "
                 "decoded by Pillow, slowly. If this line comes back, run with --decoder pillow",
                 self._helped,
                 self._failure,
@@ -219,35 +239,13 @@ def _first_line(error: RuntimeError) -> str:
     return str(error).rpartition("encountered:")[2].strip().partition("\n")[0].rstrip(".")
 
 
+def _named_sample(failure: str) -> int | None:
+    """The place in the batch of the picture that DALI says it failed on; None if it names none."""
+    found = re.search(r"decode sample #(\d+)", failure)
+    return None if found is None else int(found[1])
+
+
 def _pictures(batch: EncodedBatch) -> list[np.ndarray]:
     """The files of a batch, uint8 (bytes,) each, as views of its one buffer."""
     encoded, offsets = batch.encoded.numpy(), batch.offsets.tolist()
     return [encoded[a:b] for a, b in itertools.pairwise(offsets)]
-
-
-def _readable_by_dali(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """`pictures`, those that DALI does not read, or not as Pillow does, in another form."""
-    return [p if _usual(p[:26].tobytes()) else _as_ppm(p) for p in pictures]
-
-
-def _usual(head: bytes) -> bool:
-    """Whether DALI decodes a file with these first 26 bytes, and to the pixels that Pillow makes of
-    it.
-    """
-    if head[:3] == b"\xff\xd8\xff" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        return True
-    # Bytes 24 and 25 are bit depth and colour type. 16-bit grey: Pillow clips to 8 bits, DALI
-    # scales.
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] != b"\x10\x00"
-
-
-def _as_ppm(picture: np.ndarray) -> np.ndarray:
-    """The same pixels, decoded by Pillow, as a file of the plainest format; unchanged if Pillow
-    cannot either.
-    """
-    buffer = io.BytesIO()
-    try:
-        decode_rgb(picture.tobytes()).save(buffer, "PPM")
-    except BadImage:
-        return picture  # DALI will fail on it too, and the cause is then found picture by picture
-    return np.frombuffer(buffer.getvalue(), np.uint8)

@@ -76,10 +76,11 @@ class TrainLoader:
         start: LoaderPosition | None = None,
         data: str = "",
         inherited: DataPosition | None = None,
+        max_bad_fraction: float = 1.0,
     ) -> None:
         self.packer, self._overflowed = packer, 0
         self.num_batches, self.num_samples = plan.num_batches, plan.num_samples
-        self.bad = BadSampleCounter()
+        self.bad = BadSampleCounter(max_bad_fraction, source.name)
         self._name, self._batch_size, self._device = source.name, batch_size, device
         self._sentences = sentences or []
         self._clock = EpochClock(start_epoch)
@@ -161,11 +162,12 @@ class TrainLoader:
         try:
             for batch, mark in ahead:
                 self._absorb(mark.reports)
-                self.bad.kept += len(batch.images)
+                self.bad.keep(len(batch.images))
                 self._count_overflow(batch)
                 self.position = mark.position
                 yield batch
             assert self.position.given == self.num_batches, (self.position, self.num_batches)
+            self.bad.judge()
         finally:
             self._clock.stop()  # loader processes drop what they are at
             if self._ahead is not None:

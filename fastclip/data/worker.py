@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fastclip import errors
 from fastclip.data.bad_samples import BAD_PICTURE, CHANGED_DATA, BadReport, BadSampleNotes
 from fastclip.data.batch import Batch, EncodedBatch
+from fastclip.data.dali_form import dali_form
 from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
 from fastclip.data.draws import AugmentSampler, Draw, stack
 from fastclip.data.erase import RandomErasing
@@ -248,7 +249,8 @@ class EncodedTrain:
         self._sampler, self._tokenizer = sampler, tokenizer
 
     def prepare(self, sample: RawSample, epoch: int) -> tuple[RawSample, Draw]:
-        return sample, draw_for(self._sampler, sample, epoch)
+        draw = draw_for(self._sampler, sample, epoch)
+        return sample._replace(image=dali_form(sample.image)), draw
 
     def collate(self, items: list[tuple[RawSample, Draw]]) -> EncodedBatch:
         samples = [sample for sample, _ in items]

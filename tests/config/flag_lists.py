@@ -12,6 +12,7 @@ OWN = {
     "--nonfinite": "skip",
     "--unsafe-load": False,
     "--allow-pipe-from-files": False,
+    "--max-bad-fraction": 1.0,
     "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--no-fused-patch-embed": False,

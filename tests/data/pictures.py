@@ -48,6 +48,11 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def without_tables(jpeg: bytes) -> bytes:
+    """`jpeg` with a comment where its first quantisation table was: only decoding shows it."""
+    return jpeg.replace(b"\xff\xdb", b"\xff\xfe", 1)
+
+
 def pil_rgb(data: bytes) -> Image.Image:
     """What webdataset's `pilrgb` makes of a member."""
     with Image.open(io.BytesIO(data)) as image:

@@ -11,6 +11,7 @@ from fastclip.data.bad_samples import (
     CUT_SHARD,
     EMPTY_CAPTION,
     HOPELESS_SAMPLES,
+    JUDGED_AFTER,
     LINES_PER_CAUSE,
     NO_CAPTION,
     BadSampleCounter,
@@ -79,3 +80,35 @@ def test_hopeless_needs_many_samples_no_good_one_and_a_second_shard():
         bad(notes, HOPELESS_SAMPLES - 1)
         with pytest.raises(DataError, match=r"--train-data d: .* unreadable picture in a/0: why"):
             bad(notes, 1)
+
+
+def test_the_run_ends_once_too_large_a_part_is_bad():
+    """Not before there are enough samples to judge by, and by the dropped ones alone."""
+
+    def counter(dropped: int) -> BadSampleCounter:
+        made, notes = BadSampleCounter(0.2, "--train-data d"), BadSampleNotes("x")
+        notes.good = 1
+        for number in range(dropped):
+            notes.note(BAD_PICTURE, f"a/{number}")
+            notes.note(EMPTY_CAPTION, f"b/{number}")
+        made.absorb(notes.take())
+        return made
+
+    counter(2000).keep(JUDGED_AFTER - 2000)  # exactly the share
+    counter(2001).keep(JUDGED_AFTER - 2002)  # one sample too few to judge
+    with pytest.raises(
+        DataError,
+        match=r"^--train-data d: 2,001 of the first 10,000 samples are bad, more than "
+        r"--max-bad-fraction 0.2 \(unreadable picture: 2,001\)$",
+    ):
+        counter(2001).keep(JUDGED_AFTER - 2001)
+
+
+def test_names_of_any_length_and_content_make_one_short_line(caplog):
+    notes, counter = BadSampleNotes("x"), BadSampleCounter()
+    notes.note(NO_CAPTION, "0.tar/a\nb\x1b[2J" + "k" * 100_000, "é" * 5000)
+    counter.absorb(notes.take())
+    line = caplog.records[0].getMessage()
+    assert line.isprintable()
+    assert len(line) < 600
+    assert "a\\nb\\x1b[2J" in line

@@ -16,6 +16,7 @@ from PIL import Image
 from fastclip import optional
 from fastclip.config.images import AugmentConfig, PreprocessConfig
 from fastclip.data import decode_dali
+from fastclip.data.dali_form import dali_form
 from fastclip.data.decode_dali import BadImages, DaliTrainDecoder, available
 from fastclip.data.draws import UNCHANGED, AugmentSampler, Draw
 from fastclip.data.erase import RandomErasing
@@ -29,6 +30,7 @@ from tests.data.pictures import (
     pil_rgb,
     reference_pixels,
     smooth,
+    without_tables,
 )
 
 needs_dali = pytest.mark.skipif(available() is not None, reason=str(available()))
@@ -50,14 +52,14 @@ def drawn(
     return [sampler(0, str(i), h.height, h.width) for i, h in enumerate(headers)]
 
 
-def decode(pictures, draws, size=SIZE, batch_size=32, augment=JITTER, pillow_may_help=False):
+def decode(pictures, draws, size=SIZE, batch_size=32, augment=JITTER):
+    pictures = [dali_form(data) for data in pictures]  # as the loader process does
     decoder = DaliTrainDecoder(PreprocessConfig(size=size), augment, batch_size, CPU, threads=1)
-    if not pillow_may_help:  # else a DALI that always failed would pass
 
-        def fail(*_):
-            raise AssertionError("DALI failed on a picture that it should decode")
+    def fail(*_):  # else a DALI that always failed would pass
+        raise AssertionError("DALI failed on a picture that it should decode")
 
-        decoder._with_pillow = fail
+    decoder._with_pillow = decoder._tell_helped = fail
     parts = [slice(i, i + batch_size) for i in range(0, len(pictures), batch_size)]
     images = [decoder(encoded_batch(pictures[p], draws[p])) for p in parts]
     return torch.cat(images).numpy()
@@ -173,7 +175,7 @@ def unusual() -> dict[str, bytes]:
 def test_every_kind_of_file_is_decoded_as_the_reference_does(kind):
     pictures = [unusual()[kind], encode(smooth(33, 44), "JPEG")]
     draws = drawn(pictures)
-    ours = decode(pictures, draws, pillow_may_help=kind == "png without end")
+    ours = decode(pictures, draws)
     close(ours, reference(pictures, draws))
 
 
@@ -191,18 +193,41 @@ def test_a_bad_picture_costs_itself_and_the_decoder_goes_on():
     decoder = DaliTrainDecoder(PREPROCESS, JITTER, 16, CPU, threads=2)
     close(decoder(encoded_batch(pictures, draws)).numpy(), whole)
     for _ in range(2):
-        mixed = [bad.get(row, data) for row, data in enumerate(pictures)]
-        with pytest.raises(BadImages) as caught:
-            decoder(encoded_batch(mixed, draws))
-        assert caught.value.bad.keys() == bad.keys()
-        assert all(caught.value.bad.values())
-        good = [row for row in range(12) if row not in bad]
+        good, found = list(range(12)), set()
+        while found != bad.keys():  # as `Refill` does: DALI tells of one at a time
+            mixed = encoded_batch([bad.get(r, pictures[r]) for r in good], [draws[r] for r in good])
+            with pytest.raises(BadImages) as caught:
+                decoder(mixed)
+            assert all(caught.value.bad.values())
+            found |= {good[row] for row in caught.value.bad}
+            good = [row for row in range(12) if row not in found]
         rest = encoded_batch([pictures[r] for r in good], [draws[r] for r in good])
         close(decoder(rest).numpy(), whole[good])
 
 
 @needs_dali
-def test_pillow_helps_out_and_says_so_now_and_then(caplog):
+def test_a_picture_that_dali_alone_refuses_costs_itself(caplog, monkeypatch):
+    """No whole batch by Pillow, and said only now and then."""
+    odd = encode(smooth(60, 80), "TIFF")  # DALI is not given such by the loader process
+    pictures = [*demo_pictures(7), odd]
+    draws = drawn(pictures)
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 8, CPU, threads=1)
+    cropped = decoder._cropped
+
+    def refusing(given, draws):
+        decoder._failure = "Failed to decode sample #7 :"
+        return None if given[7].tobytes() == odd else cropped(given, draws)
+
+    monkeypatch.setattr(decoder, "_cropped", refusing)
+    monkeypatch.setattr(decoder, "_with_pillow", None)
+    for _ in range(12):
+        ours = decoder(encoded_batch(pictures, draws)).numpy()
+    close(ours, reference(pictures, draws))
+    assert [record.args[0] for record in caplog.records] == [1, 10]
+
+
+@needs_dali
+def test_a_refusal_that_names_no_picture_is_pillows_whole_batch(caplog):
     odd = encode(smooth(60, 80), "PNG")[:-12]
     (draw,) = drawn([odd])
     decoder = DaliTrainDecoder(PREPROCESS, JITTER, 1, CPU, threads=1)
@@ -211,6 +236,19 @@ def test_pillow_helps_out_and_says_so_now_and_then(caplog):
     assert [record.args[0] for record in caplog.records] == [1, 10]
     with pytest.raises(ValueError, match="batch of 2"):
         decoder(encoded_batch([odd] * 2, [draw] * 2))
+
+
+@needs_dali
+def test_what_dali_says_of_a_bad_picture_names_it():
+    """The wording that the decoder looks for is this DALI's."""
+    pictures = demo_pictures(6)
+    draws = drawn(pictures)
+    pictures[4] = without_tables(pictures[4])
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 6, CPU, threads=1)
+    decoder._with_pillow = None
+    with pytest.raises(BadImages) as caught:
+        decoder(encoded_batch(pictures, draws))
+    assert caught.value.bad.keys() == {4}
 
 
 @needs_dali

@@ -29,7 +29,7 @@ from fastclip.data.build import DataLoaders, build_data, why_not_dali
 from fastclip.data.decode_pillow import EvalDecoder
 from fastclip.data.tokenizer import ClipTokenizer
 from fastclip.errors import DataError, EnvironmentProblem, InputMissing, UserError
-from tests.data.pictures import encode, smooth
+from tests.data.pictures import encode, smooth, without_tables
 from tests.data.shard_files import fresh_seed, jpeg, sample_members, tar_bytes, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -338,9 +338,7 @@ def test_members_that_only_the_decoder_finds_bad_are_replaced(tmp_path):
     for number in range(60):
         members += sample_members(number)
         if number in damaged:
-            data = bytearray(encode(smooth(64, 64, number), "PNG"))
-            data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)  # its checksum is wrong
-            members[-3] = (members[-3][0].replace(".jpg", ".png"), bytes(data))
+            members[-3] = (members[-3][0], without_tables(jpeg(number)))
     (tmp_path / "0.tar").write_bytes(tar_bytes(members))
     options = {"train_data": str(tmp_path), "train_num_samples": 48, "workers": 1}
     seen = {}
@@ -416,6 +414,23 @@ def test_pictures_none_of_which_decodes_end_the_run(tmp_path):
         DataError, match=r"--val-data .*nothing to evaluate on .*unreadable picture: 30"
     ):
         list(data.val)
+
+
+def test_too_large_a_part_of_bad_samples_ends_the_run_at_the_end_of_an_epoch(tmp_path):
+    members = [m for i in range(40) for m in sample_members(i)]
+    members += [m for i in range(10) for m in ((f"b{i}.jpg", b"junk"), (f"b{i}.txt", b"y"))]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    options = {"train_data": str(tmp_path), "train_num_samples": 40, "workers": 1}
+    for share in (0.2, 0.19):
+        loader = build(max_bad_fraction=share, **options).train
+        given = []
+        if share == 0.2:
+            given += loader.epoch(0)
+        else:
+            with pytest.raises(DataError, match=r"10 of the first 50 samples are bad.* 0\.19 \("):
+                given.extend(loader.epoch(0))
+        assert len(given) == 10
+        loader.close()
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""Whatever is mixed into good samples: each good one is seen exactly once, batches are full, counts are exact."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections import Counter
+
+import pytest
+
+from fastclip.data import shards
+from fastclip.data.bad_samples import LINES_PER_CAUSE
+from tests.data import bad_pictures
+from tests.data.bad_kinds import MAX_MEMBER, Kind, all_kinds
+from tests.data.shard_files import fresh_seed, sample_members, tar_bytes
+from tests.data.test_loader import DECODERS, TOKENIZER, build
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+BATCH = 8
+
+
+def mixed(
+    rng: random.Random, good: int, bad: list[str]
+) -> tuple[bytes, Counter[str], Counter[str]]:
+    """A shard of `good` good samples and one of each of `bad`, shuffled; the captions and causes that must come."""
+    kinds = all_kinds()
+    samples: list[tuple[int, Kind | None]] = [(number, None) for number in range(good)]
+    samples += [(good + place, kinds[name]) for place, name in enumerate(bad)]
+    rng.shuffle(samples)
+    members, causes, captions = [], Counter(), Counter()
+    for number, kind in samples:
+        members += sample_members(number) if kind is None else kind.members(number)
+        causes.update(() if kind is None else kind.causes)
+        if kind is None:
+            captions[f"caption {number}"] += 1
+    return tar_bytes(members), captions, causes
+
+
+def run(folder, decoder, rng, good, bad, batch=BATCH):
+    """One epoch over such a shard: its log lines, and a check of all that must hold."""
+    used = good + sum(all_kinds()[name].used for name in bad)
+    assert used % batch == 0
+    shard, captions, causes = mixed(rng, good, bad)
+    (folder / "0.tar").write_bytes(shard)
+    options = {"train_data": str(folder), "train_num_samples": used, "decoder": decoder}
+    loader = build(batch_size=batch, workers=1, **options).train
+    try:
+        batches = list(loader.epoch(0))
+    finally:
+        loader.close()
+    assert [len(texts) for _, texts in batches] == [batch] * (used // batch)
+    assert all(images.shape == (batch, 16, 20, 3) for images, _ in batches)
+    seen = Counter(
+        TOKENIZER.decode(row[row > 0][1:-1].tolist()).strip()
+        for _, texts in batches
+        for row in texts
+    )
+    spelled = {"".join(text.split()): count for text, count in seen.items()}
+    assert {k: spelled.get("".join(k.split())) for k in captions} == captions
+    assert loader.bad.counts == causes
+    assert loader.bad.kept == used
+    return loader
+
+
+def padded(kinds: list[str], share: float, batch: int = BATCH) -> int:
+    """How many good samples make `kinds` at most that share, and all batches full."""
+    used = sum(all_kinds()[name].used for name in kinds)
+    good = round(len(kinds) * (1 / share - 1))
+    return good + -(good + used) % batch
+
+
+def test_there_are_enough_kinds():
+    kinds = all_kinds()
+    assert len(kinds) >= 60
+    assert sum(kind.used == 0 for kind in kinds.values()) >= 25
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_kind_at_five_percent(tmp_path, decoder, monkeypatch, caplog):
+    monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", MAX_MEMBER)
+    kinds = [*all_kinds()]
+    # What the decoder alone finds is made up for by later samples: a batch of it leaves whole batches at the end.
+    if decoder == "dali":
+        kinds += [*bad_pictures.found_by_the_decoder_alone()] * (BATCH - 1)
+    rng = random.Random(fresh_seed())
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, decoder, rng, padded(kinds, 0.05), kinds)
+    lines = Counter(
+        r.getMessage().split("(")[1].split(" in ")[0]
+        for r in caplog.records
+        if "Handling" in r.getMessage()
+    )
+    assert 1 <= max(lines.values(), default=0) <= LINES_PER_CAUSE
+    assert all(len(r.getMessage()) < 500 and r.getMessage().isprintable() for r in caplog.records)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+def test_every_rate(tmp_path, decoder, share, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", MAX_MEMBER)
+    rng = random.Random(fresh_seed())
+    count = 16 if share == 0.001 else 160
+    hard = [*bad_pictures.found_by_the_decoder_alone()]
+    others = [name for name in all_kinds() if name not in hard]
+    kinds = hard * BATCH + list(
+        itertools.islice(itertools.cycle(rng.sample(others, 60)), count - BATCH)
+    )
+    run(tmp_path, decoder, rng, padded(kinds, share), kinds)
