@@ -30,8 +30,21 @@ DOORS: dict[str, set[str]] = {
     "eval": {"config", *SHARED},
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "api": {"config", "data", "model", *SHARED},
+    "benchmark": {"", "config", "data", "eval", "model", "train", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
-    "cli": {"", "api", "config", "data", "doctor", "eval", "model", "optim", "train", *SHARED},
+    "cli": {
+        "",
+        "api",
+        "benchmark",
+        "config",
+        "data",
+        "doctor",
+        "eval",
+        "model",
+        "optim",
+        "train",
+        *SHARED,
+    },
 }
 HEAVY = ("nvidia.dali", "webdataset", "tensorboard", "torch.utils.tensorboard", "wandb", "triton")
 
@@ -186,6 +199,8 @@ def loaded_after(code: str) -> set[str]:
         "from fastclip.cli.main import main; main(['train', '--lr', 'x'])",
         "from fastclip.cli.main import main; main(['train', '--trace'])",
         "from fastclip.cli.main import main; main(['doctor', '--help'])",
+        "from fastclip.cli.main import main; main(['eval', '--help'])",
+        "from fastclip.cli.main import main; main(['eval', '--task', 'x'])",
     ],
 )
 def test_nothing_heavy_is_loaded_at_start(code: str) -> None:
