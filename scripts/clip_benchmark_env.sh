@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CLIP_benchmark 1.6.2, which `fastclip eval` is compared with, fails with NumPy 2.4 (its top-k accuracy, like
 # open_clip's, makes a float of an array). This makes .venv-clip-benchmark, which takes everything but NumPy and what
-# CLIP_benchmark needs beside it from .venv. Run scripts/test.sh, or make .venv by hand, first.
+# CLIP_benchmark needs beside it (and pyarrow, for the suite of `fastclip eval`) from .venv. Run scripts/test.sh, or make .venv by hand, first.
 set -euo pipefail
 if [[ "${1:-}" == "--help" ]]; then
     sed -n '2,4s/^# //p' "$0"
@@ -19,5 +19,5 @@ own=$(.venv-clip-benchmark.partial/bin/python -c 'import sysconfig; print(syscon
 echo "$shared" >"$own/shared_with_venv.pth"
 .venv/bin/python -m pip install --quiet --no-deps --target "$own" \
     clip-benchmark==1.6.2 'numpy<2.3' scikit-learn joblib cloudpickle loky threadpoolctl narwhals \
-    requests urllib3 idna charset-normalizer certifi pycocoevalcap pycocotools
+    requests urllib3 idna charset-normalizer certifi pycocoevalcap pycocotools pyarrow
 mv .venv-clip-benchmark.partial .venv-clip-benchmark # a half-made environment never has the final name

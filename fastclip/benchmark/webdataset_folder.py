@@ -35,20 +35,17 @@ def read_labelled(
     metadata_fields: Sequence[str] = (),  # of the `.npy` that goes with each picture
 ) -> Labelled:
     """Raises InputMissing or DataError; so for a label without a class name."""
-    samples = read_split(
-        folder,
-        split,
-        "cls" if not _is_multilabel(folder) else "npy",
-        *(["npy"] if metadata_fields else []),
-    )
+    multilabel = _is_multilabel(folder)
+    suffixes = ["npy"] if multilabel else ["cls", "npy"] if metadata_fields else ["cls"]
+    samples = read_split(folder, split, *suffixes)
     names = read_classnames(classnames or folder / CLASSNAMES)
     return Labelled(
         name=folder.name,
         places=[picture_of(sample) for sample in samples],
-        labels=_labels(samples, len(names), multilabel=_is_multilabel(folder)),
+        labels=_labels(samples, len(names), multilabel),
         classnames=names,
         templates=read_templates(templates or folder / TEMPLATES),
-        metadata=_metadata(samples, metadata_fields) if metadata_fields else None,
+        metadata=metadata_of(samples, metadata_fields) if metadata_fields else None,
     )
 
 
@@ -128,7 +125,8 @@ def _labels(samples: Sequence[IndexedSample], num_classes: int, multilabel: bool
     return torch.tensor(labels)
 
 
-def _metadata(samples: Sequence[IndexedSample], fields: Sequence[str]) -> Tensor:
+def metadata_of(samples: Sequence[IndexedSample], fields: Sequence[str]) -> Tensor:
+    """int64 (N, fields) from the `.npy` of each sample; DataError for one of another shape."""
     rows = []
     for sample in samples:
         row = _array(sample)
