@@ -11,7 +11,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-NOUNS = "owl map drum sail apple iris kite oak urn violin ear jug net quilt rope tulip yak zebra".split()
+NOUNS = [
+    "owl",
+    "map",
+    "drum",
+    "sail",
+    "apple",
+    "iris",
+    "kite",
+    "oak",
+    "urn",
+    "violin",
+    "ear",
+    "jug",
+    "net",
+    "quilt",
+    "rope",
+    "tulip",
+    "yak",
+    "zebra",
+]
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
