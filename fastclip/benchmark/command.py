@@ -15,7 +15,7 @@ from fastclip.benchmark.model import Subject, load_subject
 from fastclip.benchmark.read import read_captioned, read_labelled
 from fastclip.benchmark.results import metrics_table, read_record, record, write_record
 from fastclip.benchmark.tasks import Outcome, Work, linear_probe, retrieval, zero_shot
-from fastclip.benchmark.write import write_whole
+from fastclip.benchmark.write import make_folder, write_whole
 from fastclip.config.eval_options import EvalOptions
 from fastclip.errors import UserError
 
@@ -44,6 +44,7 @@ def evaluate(options: EvalOptions, say: Say) -> None:
         raise UserError(f"--out {out}: a folder; give a file name that ends in .json")
     work = work_of(options)
     plan = _plan(options, work)  # mistakes in the data are told before the model is loaded
+    make_folder(out.parent)
     subject = load_subject(options)
     fingerprint = combined(subject.fingerprint, plan.fingerprint, options.task, options.seed)
     result = read_record(out, fingerprint)

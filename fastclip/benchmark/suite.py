@@ -14,7 +14,7 @@ from fastclip.benchmark.results import causes, read_record, record, show, table,
 from fastclip.benchmark.suite_sets import NUM_AVERAGED, SuiteSet, datacomp_sets
 from fastclip.benchmark.suite_tasks import TASKS
 from fastclip.benchmark.tasks import Work
-from fastclip.benchmark.write import write_whole
+from fastclip.benchmark.write import make_folder, write_whole
 from fastclip.config.eval_options import EvalOptions
 from fastclip.errors import (
     DataError,
@@ -57,6 +57,7 @@ def evaluate_suite(options: EvalOptions, say: Callable[[str], None]) -> None:
             f"--data-root {root}: none of the {len(sets)} data sets is there; expected folders such "
             f"as {sets[0].folder}, as DataComp's download_evalsets.py writes them"
         )
+    make_folder(out)
     subject, work = load_subject(options), work_of(options)
     done: list[SetResult] = []
     for number, of in enumerate(sets, start=1):

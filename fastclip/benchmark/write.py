@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from fastclip.errors import CannotWrite
+
+
+def make_folder(folder: Path) -> None:
+    """Before anything takes time: CannotWrite if the results could not be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise CannotWrite(
+            f"{folder}: {error.strerror or error}; choose another place with --out"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

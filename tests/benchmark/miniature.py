@@ -11,26 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-NOUNS = [
-    "owl",
-    "map",
-    "drum",
-    "sail",
-    "apple",
-    "iris",
-    "kite",
-    "oak",
-    "urn",
-    "violin",
-    "ear",
-    "jug",
-    "net",
-    "quilt",
-    "rope",
-    "tulip",
-    "yak",
-    "zebra",
-]
+NOUNS = (
+    *("owl", "map", "drum", "sail", "apple", "iris", "kite", "oak", "urn"),
+    *("violin", "ear", "jug", "net", "quilt", "rope", "tulip", "yak", "zebra"),
+)
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
@@ -87,7 +71,8 @@ def labelled(
     templates: list[str] | None = None,
 ) -> Mini:
     mini = Mini(
-        names=names or NOUNS[:classes], templates=templates or ["a photo of a {c}.", "the {c}"]
+        names=names or list(NOUNS[:classes]),
+        templates=templates or ["a photo of a {c}.", "the {c}"],
     )
     samples = []
     for _ in range(count):
