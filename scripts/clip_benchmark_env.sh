@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # CLIP_benchmark 1.6.2, which `fastclip eval` is compared with, fails with NumPy 2.4 (its top-k accuracy, like
 # open_clip's, makes a float of an array). This makes .venv-clip-benchmark, which takes everything but NumPy and what
-# CLIP_benchmark needs beside it (and pyarrow, for the suite of `fastclip eval`) from .venv. Run scripts/test.sh, or make .venv by hand, first.
+# CLIP_benchmark needs beside it (and pyarrow, for the suite of `fastclip eval`) from .venv. Run scripts/test.sh, or
+# make .venv by hand, first.
 set -euo pipefail
 if [[ "${1:-}" == "--help" ]]; then
-    sed -n '2,4s/^# //p' "$0"
+    sed -n '2,5s/^# //p' "$0"
     exit 0
 fi
 cd "$(dirname "$0")/.."
