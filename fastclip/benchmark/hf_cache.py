@@ -6,8 +6,11 @@ Pictures are not copied: their place in the file is found, and they are read lik
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastclip import optional
 from fastclip.data.tar_index import Place
@@ -39,23 +42,38 @@ def _rows_of(arrow: Any, path: Path, columns: tuple[str, ...]) -> Iterator[dict[
             missing = [name for name in columns if name not in batch.schema.names]
             if missing:
                 raise DataError(f"{path}: no column {missing[0]!r}")
-            for index in range(batch.num_rows):
-                cells = {name: batch.column(name)[index] for name in columns}
-                yield {
-                    name: _value(arrow, cell, path, whole.address) for name, cell in cells.items()
-                }
+            values = [_values(arrow, batch.column(name), path, whole) for name in columns]
+            for row in zip(*values, strict=True):
+                yield dict(zip(columns, row, strict=True))
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Arrow file: {error}") from error
 
 
-def _value(arrow: Any, cell: Any, path: Path, start: int) -> Any:
-    """A cell as Python's own; pictures (structs of bytes and path) as Places."""
-    if isinstance(cell, arrow.StructScalar):
-        content = cell["bytes"]
-        if not content.is_valid:  # `datasets` then has the path of a file in its cache
-            return Place(str(cell["path"].as_py()))
-        data = content.as_buffer()
-        return Place(str(path), data.address - start, data.size)
-    if isinstance(cell, arrow.ListScalar) and arrow.types.is_struct(cell.type.value_type):
-        return [_value(arrow, item, path, start) for item in cell.values]
-    return cell.as_py()
+def _values(arrow: Any, column: Any, path: Path, whole: Any) -> list[Any]:
+    """A column as Python's own values; pictures (structs of bytes and path) as Places."""
+    if arrow.types.is_struct(column.type):
+        return _places(arrow, column, path, whole)
+    if arrow.types.is_list(column.type) and arrow.types.is_struct(column.type.value_type):
+        places = _places(arrow, column.values, path, whole)
+        return [places[a:b] for a, b in pairwise(column.offsets.to_pylist())]
+    found: list[Any] = column.to_pylist()
+    return found
+
+
+def _places(arrow: Any, pictures: Any, path: Path, whole: Any) -> list[Place]:
+    """From where the values lie in the mapped file: one buffer end to end, and where each starts."""
+    contents, paths = pictures.field("bytes"), pictures.field("path").to_pylist()
+    kind = np.int64 if arrow.types.is_large_binary(contents.type) else np.int32
+    _, starts, data = contents.buffers()
+    empty = data is None or data.size == 0  # it then has no place in the file
+    first = 0 if empty else data.address - whole.address
+    if not empty and not 0 <= first <= whole.size - data.size:
+        raise DataError(f"{path}: its pictures are compressed a second time, by Arrow")
+    ends = np.frombuffer(starts, kind)[contents.offset :][: len(contents) + 1].tolist()
+    return [
+        # without bytes `datasets` has the path of a file in its cache
+        Place(str(path), first + a, b - a) if there else Place(str(file))
+        for (a, b), there, file in zip(
+            pairwise(ends), contents.is_valid().to_pylist(), paths, strict=True
+        )
+    ]

@@ -93,7 +93,7 @@ def _one(subject: Subject, of: SuiteSet, root: Path, out: Path, work: Work) -> S
             parts.remove()
             remove_if_empty(folder)
     except _CANNOT_BE_READ as error:
-        return SetResult(of, None, str(error))
+        return SetResult(of, None, str(error).replace(f"{root}/", ""))
     return SetResult(of, result, "")
 
 
