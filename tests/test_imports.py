@@ -32,10 +32,12 @@ DOORS: dict[str, set[str]] = {
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "plan": {"", "config", "data", "model", "optim", "train", *SHARED},
     "api": {"config", "data", "model", *SHARED},
+    "benchmark": {"", "config", "data", "eval", "model", "train", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
     "cli": {
         "",
         "api",
+        "benchmark",
         "config",
         "curate",
         "data",
@@ -201,6 +203,8 @@ def loaded_after(code: str) -> set[str]:
         "from fastclip.cli.main import main; main(['train', '--lr', 'x'])",
         "from fastclip.cli.main import main; main(['train', '--trace'])",
         "from fastclip.cli.main import main; main(['doctor', '--help'])",
+        "from fastclip.cli.main import main; main(['eval', '--help'])",
+        "from fastclip.cli.main import main; main(['eval', '--task', 'x'])",
     ],
 )
 def test_nothing_heavy_is_loaded_at_start(code: str) -> None:

@@ -17,6 +17,10 @@ from fastclip.errors import ExitCode, FastclipError, UserError
 # name -> (module with `prepare(argv) -> Job`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("fastclip.cli.train", "train or evaluate a CLIP model, with OpenCLIP's flags"),
+    "eval": (
+        "fastclip.cli.eval",
+        "evaluate a checkpoint: zero-shot, retrieval, linear probe, suite",
+    ),
     "data": ("fastclip.cli.data", "check shards before training, or pack them anew"),
     "doctor": ("fastclip.cli.doctor", "look at this machine for a run with these flags of train"),
 }

@@ -275,7 +275,7 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
     seekable = isinstance(stream, io.BufferedReader) and stream.seekable()
     mode = "r:*" if seekable else "r|*"
     offset = 0
-    with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=stream, mode=mode, tarinfo=CheckedHeader) as archive:  # type: ignore[call-overload]
         try:
             for member in archive:
                 offset = member.offset
@@ -298,7 +298,7 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
             raise tarfile.ReadError(f"{error}, in what follows byte {offset:,}") from None
 
 
-class _Header(tarfile.TarInfo):
+class CheckedHeader(tarfile.TarInfo):
     """A header that tells a damaged or cut archive from a finished one: plain tarfile ends silently at both."""
 
     @classmethod

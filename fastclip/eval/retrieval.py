@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
-_BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MB in fp32
+BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MB in fp32
 
 
 def retrieval_metrics(image_features: Tensor, text_features: Tensor) -> dict[str, float]:
@@ -37,8 +37,8 @@ def targets_ranked_before(queries: Tensor, targets: Tensor) -> Tensor:
     scores everything alike and has to come out at chance.)
     """
     n = len(queries)
-    queries, targets = _exact(queries), _exact(targets)
-    block = max(1, _BLOCK_SCORES // max(n, 1))
+    queries, targets = exact(queries), exact(targets)
+    block = max(1, BLOCK_SCORES // max(n, 1))
     columns = torch.arange(n, device=queries.device)
     counts = []
     for start in range(0, n, block):
@@ -50,7 +50,7 @@ def targets_ranked_before(queries: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(counts)
 
 
-def _exact(features: Tensor) -> Tensor:
+def exact(features: Tensor) -> Tensor:
     """fp64 on CUDA, where fp32 products may be TF32 ones, whose rounding would change close ranks."""
     return features.double() if features.is_cuda else features
 

@@ -33,7 +33,7 @@ def related_pairs(n: int, d: int, noise: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("noise", [0.2, 3.0])
 @pytest.mark.parametrize("block", [1, 7, 1 << 10])
 def test_same_names_order_and_values_as_the_reference(seed, n, d, noise, block, monkeypatch):
-    monkeypatch.setattr(retrieval, "_BLOCK_SCORES", block * n)
+    monkeypatch.setattr(retrieval, "BLOCK_SCORES", block * n)
     image, text = related_pairs(n, d, noise)
     ours = retrieval_metrics(image, text)
     theirs = get_clip_metrics(image, text, torch.tensor(14.3, dtype=torch.float64))
@@ -63,7 +63,7 @@ def test_collapsed_model_comes_out_at_chance():
 
 def test_memory_is_a_block_of_scores(seed, monkeypatch):
     n, block = 1500, 64
-    monkeypatch.setattr(retrieval, "_BLOCK_SCORES", block * n)
+    monkeypatch.setattr(retrieval, "BLOCK_SCORES", block * n)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -1,0 +1,1 @@
+"""Published benchmarks on a finished checkpoint: what `fastclip eval` does."""
