@@ -30,7 +30,8 @@ DOORS: dict[str, set[str]] = {
     "eval": {"config", *SHARED},
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "plan": {"", "config", "data", "model", "optim", "train", *SHARED},
-    "api": {"config", "data", "model", *SHARED},
+    "export": {"", "config", "data", "model", *SHARED},
+    "api": {"config", "data", "eval", "model", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
     "cli": {
         "",
@@ -39,6 +40,7 @@ DOORS: dict[str, set[str]] = {
         "data",
         "doctor",
         "eval",
+        "export",
         "model",
         "optim",
         "plan",

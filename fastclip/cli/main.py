@@ -17,6 +17,7 @@ from fastclip.errors import ExitCode, FastclipError, UserError
 # name -> (module with `prepare(argv) -> Job`, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("fastclip.cli.train", "train or evaluate a CLIP model, with OpenCLIP's flags"),
+    "export": ("fastclip.cli.export", "a checkpoint as a folder for open_clip or transformers"),
     "doctor": ("fastclip.cli.doctor", "look at this machine for a run with these flags of train"),
 }
 

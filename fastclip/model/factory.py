@@ -141,6 +141,9 @@ def create_model(
     if weights is None and require_pretrained:
         raise UserError(f"{name}: pretrained weights are required, and none were given")
 
+    if weights is None and load_weights and schema_of(name):
+        logger.warning("%s holds no weights: the model starts from random ones", name)
+
     layout = CustomTextCLIP if config.custom_text else CLIP
     model = layout(config, layer_norm_for(precision), output_dict=bool(output_dict))
     cast_parameters(model, precision)
@@ -247,8 +250,6 @@ def _native_source(name: str) -> tuple[CLIPConfig | None, Mapping[str, Any], Pat
         if native is None:
             return None, {}, None
         weights = find_folder_weights(Path(location_of(name)))
-        if weights is None:
-            logger.warning("%s holds no weights: the model starts from random ones", name)
         return native.config, native.preprocess, weights
     if schema is None and stem in native_models():
         return load_config(stem), {}, None
