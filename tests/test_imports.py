@@ -31,7 +31,8 @@ DOORS: dict[str, set[str]] = {
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "plan": {"", "config", "data", "model", "optim", "train", *SHARED},
     "export": {"", "config", "data", "model", *SHARED},
-    "api": {"config", "data", "eval", "model", *SHARED},
+    "inference": {"config", "data", "eval", "model", *SHARED},
+    "api": {"config", "data", "inference", "model", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
     "cli": {
         "",

@@ -18,6 +18,7 @@ from fastclip.errors import ExitCode, FastclipError, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("fastclip.cli.train", "train or evaluate a CLIP model, with OpenCLIP's flags"),
     "export": ("fastclip.cli.export", "a checkpoint as a folder for open_clip or transformers"),
+    "data": ("fastclip.cli.data", "training data from a folder of labelled pictures"),
     "doctor": ("fastclip.cli.doctor", "look at this machine for a run with these flags of train"),
 }
 

@@ -81,7 +81,7 @@ def test_figures_of_the_run(run, tmp_path):
     assert "--lr 0.00123" in text
     assert "--precision amp_bf16" in text
     assert "/home/me" not in text.replace(str(tmp_path), "")
-    for secret in ("token=", "abc", "pw@", "me:"):
+    for secret in ("token=", "abc", "pw@", "//me"):
         assert secret not in text.replace(str(tmp_path), "")
     assert row(text, "developed by") == BLANK
 
