@@ -1,6 +1,6 @@
 """`fastclip eval` and CLIP_benchmark 1.6.2, each as its own command on the same checkpoint and data, in turns.
 
-    python -m bench.eval_command --data FOLDER [--task retrieval|zeroshot] [--model ViT-B-32] [--hub FOLDER] [--rounds 3]
+    python -m bench.eval_command --data FOLDER [--task retrieval|zeroshot] [--model ViT-B-32] [--hub FOLDER]
 
 FOLDER is in CLIP_benchmark's webdataset layout; --hub is a checkpoint in the hub layout (default: the model with random
 weights, which take the same time). Both run in fp32 with the same batch size and number of loader processes, and their

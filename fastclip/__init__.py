@@ -8,10 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastclip.api import create_model, create_model_and_transforms, get_tokenizer
+    from fastclip.api import (
+        create_model,
+        create_model_and_transforms,
+        encode_to_disk,
+        get_tokenizer,
+        read_features,
+        zero_shot,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "create_model_and_transforms", "get_tokenizer"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "create_model_and_transforms",
+    "encode_to_disk",
+    "get_tokenizer",
+    "read_features",
+    "zero_shot",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The three calls OpenCLIP's users know, with OpenCLIP's arguments in OpenCLIP's order."""
+"""The three calls OpenCLIP's users know, with its arguments in its order; and a model in use."""
 
 from __future__ import annotations
 
@@ -14,8 +14,19 @@ from fastclip.config.images import AugmentConfig, PreprocessConfig
 from fastclip.data.tokenizer import Tokenizer, build_tokenizer
 from fastclip.data.transforms import EvalTransform, TrainTransform
 from fastclip.errors import UserError
+from fastclip.inference.encode_to_disk import encode_to_disk, read_features
+from fastclip.inference.zero_shot import zero_shot
 from fastclip.model import factory
 from fastclip.model.model_config import tokenizer_spec
+
+__all__ = [
+    "create_model",
+    "create_model_and_transforms",
+    "encode_to_disk",
+    "get_tokenizer",
+    "read_features",
+    "zero_shot",
+]
 
 # The reference loads a single tower from these; what they hold when they ask for nothing.
 _ONE_TOWER = {"pretrained_text": True, "pretrained_image_path": None, "pretrained_text_path": None}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv, trains a small CLIP on the bundled public-domain pictures with `fastclip train` (CPU or GPU, no
 # account, about five minutes on 2 cores), and leaves what came of it in quickstart/:
-# index.html, loss_curve.png, retrieval.png, model/ (opens with OpenCLIP too), logs/.
+# index.html, loss_curve.png, retrieval.png, model/ (for OpenCLIP too, with a model card), logs/.
 #   scripts/quickstart.sh
 # PYTHON=python3.12 chooses the interpreter (default: python3; 3.10 or newer).
 set -euo pipefail
@@ -33,5 +33,8 @@ for word in "${command[@]}"; do
     shown+="$word "
 done
 printf '\n%s\n\n' "$shown"
-PATH=$PWD/.venv/bin:$PATH "${command[@]}"
+export PATH=$PWD/.venv/bin:$PATH
+"${command[@]}"
+rm -rf quickstart/model # of an earlier quickstart
+fastclip export --run quickstart/logs/demo --to open_clip --out quickstart/model --title 'Demo CLIP'
 .venv/bin/python scripts/quickstart_report.py quickstart/logs/demo quickstart --command "$shown"

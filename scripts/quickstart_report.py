@@ -2,8 +2,8 @@
 
     python scripts/quickstart_report.py quickstart/logs/demo quickstart
 
-Reads `out.log`, `checkpoints/results.jsonl` and the newest checkpoint of the run; writes
-`model/`, `loss_curve.png`, `retrieval.png` and `index.html` into the second folder.
+Reads `out.log` and `checkpoints/results.jsonl` of the run, and `model/`, exported from it, in the
+second folder; writes `loss_curve.png`, `retrieval.png` and `index.html` there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import io
 import json
 import math
 import re
-import shutil
 import tarfile
 import textwrap
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import fastclip
 
@@ -52,7 +50,6 @@ def main() -> None:
     parser.add_argument("--command", default="", help="how it was trained, for the page")
     args = parser.parse_args()
 
-    export_model(args.run / "checkpoints", args.out / "model")
     held_out = read_held_out(DEMO / "val-0000.tar")
     results = [
         json.loads(line) for line in read(args.run / "checkpoints/results.jsonl").splitlines()
@@ -64,15 +61,6 @@ def main() -> None:
     draw_retrieval(held_out, scores, args.out / "retrieval.png")
     (args.out / "index.html").write_text(page(results[-1], args.command), encoding="utf-8")
     print(f"\n{summary(results[-1])}\nOpen {args.out / 'index.html'}")
-
-
-def export_model(checkpoints: Path, folder: Path) -> None:
-    """Trained weights beside their configuration: a `local-dir:` model, here and in OpenCLIP."""
-    newest = max(checkpoints.glob("epoch_*.pt"), key=lambda path: path.stat().st_mtime)
-    state = torch.load(newest, map_location="cpu", weights_only=True)["state_dict"]
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(DEMO / "model/open_clip_config.json", folder)
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
 
 
 def read_held_out(shard: Path) -> HeldOut:

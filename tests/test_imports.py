@@ -31,7 +31,9 @@ DOORS: dict[str, set[str]] = {
     "eval": {"config", *SHARED},
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "plan": {"", "config", "data", "model", "optim", "train", *SHARED},
-    "api": {"config", "data", "model", *SHARED},
+    "export": {"", "config", "data", "model", *SHARED},
+    "inference": {"config", "data", "eval", "model", *SHARED},
+    "api": {"config", "data", "inference", "model", *SHARED},
     "benchmark": {"", "config", "data", "eval", "model", "train", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
     "cli": {
@@ -43,6 +45,7 @@ DOORS: dict[str, set[str]] = {
         "data",
         "doctor",
         "eval",
+        "export",
         "model",
         "optim",
         "plan",

@@ -1,4 +1,4 @@
-"""`fastclip data check` and `fastclip data pack`: shards, before they are trained on."""
+"""`fastclip data check`, `pack` and `csv`: what is trained on, before it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARDS = "shards as --train-data takes them: a folder, braces, a list, addresse
 def prepare(argv: Sequence[str]) -> Job:
     """Parse `argv`; nothing heavy is imported. Raises UserError; exits after `--help`."""
     words = _parser().parse_args(argv)
-    return _check(words) if words.task == "check" else _pack(words)
+    return {"check": _check, "pack": _pack, "csv": _csv}[words.task](words)
 
 
 def _check(words: argparse.Namespace) -> Job:
@@ -58,6 +58,16 @@ def _pack(words: argparse.Namespace) -> Job:
     return Job(run=run, debug=False)
 
 
+def _csv(words: argparse.Namespace) -> Job:
+    def run() -> None:
+        from fastclip.data.labelled_folder import write_csv
+
+        counts = write_csv(words.folder, words.out, words.template)
+        say(f"{words.out}: {sum(counts.values()):,} pictures of {len(counts):,} labels")
+
+    return Job(run=run, debug=False)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -65,9 +75,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="fastclip data", description="Shards, before they are trained on.", allow_abbrev=False
+        prog="fastclip data", description="What is trained on, before it is.", allow_abbrev=False
     )
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="{check,pack}")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="{check,pack,csv}")
     check = tasks.add_parser(
         "check",
         allow_abbrev=False,
@@ -131,6 +141,17 @@ def _parser() -> _Parser:
         metavar="N",
         help="the last shard may have fewer",
     )
+    labelled = tasks.add_parser(
+        "csv",
+        allow_abbrev=False,
+        help="write the captions of a folder of labelled pictures",
+        description="Writes the captions of FOLDER/LABEL/PICTURE.jpg as a file for `fastclip train --dataset-type csv "
+        "--train-data FILE`.",
+    )
+    add = labelled.add_argument
+    add("folder", type=Path)
+    add("--out", required=True, type=Path, metavar="FILE")
+    add("--template", default="a photo of a {}.", help="caption of a label [%(default)s]")
     return parser
 
 

@@ -21,7 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fastclip.cli.eval",
         "evaluate a checkpoint: zero-shot, retrieval, linear probe, suite",
     ),
-    "data": ("fastclip.cli.data", "check shards before training, or pack them anew"),
+    "export": ("fastclip.cli.export", "a checkpoint as a folder for open_clip or transformers"),
+    "data": ("fastclip.cli.data", "check shards, pack them anew, make a csv of labelled pictures"),
     "doctor": ("fastclip.cli.doctor", "look at this machine for a run with these flags of train"),
 }
 

@@ -80,21 +80,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             train_num_samples=1,
         ),
     )
-    model = collect(
-        lambda: _fill(
-            ModelConfig,
-            n,
-            name=n.model,
-            force_image_size=image_size,
-            image_mean=_tuple(n.image_mean),
-            image_std=_tuple(n.image_std),
-            packed_text=not n.no_packed_text,
-            prune_last_block=not n.no_prune_last_block,
-            fused_patch_embed=not n.no_fused_patch_embed,
-            fused_pointwise=not n.no_fused_pointwise,
-        ),
-        ModelConfig(),
-    )
+    model = collect(lambda: _model(n, image_size), ModelConfig())
     loss = collect(
         lambda: _fill(
             LossConfig,
@@ -137,6 +123,26 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
     if config is None or collect.problems:
         raise UserError("\n".join(collect.problems))
     return config
+
+
+def resolve_model(namespace: argparse.Namespace) -> ModelConfig:
+    """The model that the flags describe, whatever the others say. Raises UserError."""
+    return _model(namespace, _image_size(namespace.force_image_size))
+
+
+def _model(n: argparse.Namespace, image_size: int | tuple[int, int] | None) -> ModelConfig:
+    return _fill(
+        ModelConfig,
+        n,
+        name=n.model,
+        force_image_size=image_size,
+        image_mean=_tuple(n.image_mean),
+        image_std=_tuple(n.image_std),
+        packed_text=not n.no_packed_text,
+        prune_last_block=not n.no_prune_last_block,
+        fused_patch_embed=not n.no_fused_patch_embed,
+        fused_pointwise=not n.no_fused_pointwise,
+    )
 
 
 class _Collector:

@@ -42,6 +42,14 @@ def clip_merges() -> list[tuple[str, str]]:
     return merges
 
 
+def clip_vocabulary(specials: Iterable[str] = (START_OF_TEXT, END_OF_TEXT)) -> dict[str, int]:
+    """Pieces and their ids: 256 bytes, the same at a word's end, the merges, then `specials`."""
+    bytes_ = list(_CHAR_OF_BYTE.values())
+    ends = [char + _WORD_END for char in bytes_]
+    words = [*bytes_, *ends, *map("".join, clip_merges()), *specials]
+    return {word: i for i, word in enumerate(words)}
+
+
 class ClipBpe:
     """Text to ids and back; no cleaning, no start or end mark, no padding.
 
@@ -53,9 +61,7 @@ class ClipBpe:
     def __init__(self, additional_special_tokens: Iterable[str] = ()) -> None:
         merges = clip_merges()
         specials = [START_OF_TEXT, END_OF_TEXT, *additional_special_tokens]
-        bytes_ = list(_CHAR_OF_BYTE.values())
-        words = [*bytes_, *(char + _WORD_END for char in bytes_), *map("".join, merges), *specials]
-        vocabulary = {word: i for i, word in enumerate(words)}
+        vocabulary = clip_vocabulary(specials)
         self.vocab_size = len(vocabulary)
         self.sot_token_id = vocabulary[START_OF_TEXT]
         self.eot_token_id = vocabulary[END_OF_TEXT]

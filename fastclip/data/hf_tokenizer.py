@@ -8,6 +8,7 @@ forked at any time.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from fastclip.errors import DataError, EnvironmentProblem, InputMissing, UserErr
 if TYPE_CHECKING:
     from fastclip.data.tokenizer import Tokenizer
 
+_SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 # What well-known tokenizers call their marks, for a tokenizer.json that lies alone.
 _USUAL_NAMES = {
     "pad_token": ("[PAD]", "<pad>"),
@@ -53,7 +55,7 @@ def _find_json(path: Path) -> Path:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """What the settings files that may lie beside a tokenizer.json say."""
     settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in _SETTINGS_FILES:
         file = folder / name
         if not file.is_file():
             continue
@@ -164,6 +166,13 @@ class JsonTokenizer:
             result[result == self._sep_id] = 0
         return torch.from_numpy(result)
 
+    def save(self, folder: Path) -> None:
+        """Copy tokenizer.json, and the settings that lie beside it, to `folder`."""
+        shutil.copyfile(self._file, folder / "tokenizer.json")
+        for name in _SETTINGS_FILES:
+            if (self._file.parent / name).is_file():
+                shutil.copyfile(self._file.parent / name, folder / name)
+
     def _fill(self, row: np.ndarray, text: str) -> None:
         encoding = self._tokenizer.encode(
             clean_caption(text, self._clean), add_special_tokens=False
@@ -224,6 +233,10 @@ class OpenClipTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens left out."""
         return str(self._inner.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and its settings to `folder`."""
+        self._inner.tokenizer.save_pretrained(folder)
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
         """int64 (n, context_length), as the reference's."""

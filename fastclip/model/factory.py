@@ -143,6 +143,9 @@ def create_model(
     if weights is None and load_weights and schema_of(name):
         logger.warning("%s holds no weights: the model starts from random ones", name)
 
+    if weights is None and load_weights and schema_of(name):
+        logger.warning("%s holds no weights: the model starts from random ones", name)
+
     layout = CustomTextCLIP if config.custom_text else CLIP
     model = layout(config, layer_norm_for(precision), output_dict=bool(output_dict))
     cast_parameters(model, precision)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import platform
 
+import torch
+
+from fastclip import __version__
 from fastclip.config.advice import advice
 from fastclip.config.train_config import TrainConfig
 from fastclip.errors import CannotWrite, ExitCode, FastclipError
@@ -148,6 +152,15 @@ def _describe_world(world: World) -> None:
         )
     else:
         logger.info("Running with a single process. Device %s.", world.device)
+    chip = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
+    logger.info(
+        "Software: fastclip %s, torch %s, Python %s. Hardware: %d x %s",  # model cards quote it
+        __version__,
+        torch.__version__,
+        platform.python_version(),
+        world.size,
+        chip,
+    )
 
 
 def find_resume(config: TrainConfig, world: World, folder: RunFolder) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import fastclip
+from fastclip.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"local-dir:{Path(fastclip.__file__).parent / 'demo/model'}"
@@ -38,7 +39,7 @@ def report():
 def run(tmp_path):
     folder = tmp_path / "logs/demo"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "params.txt").write_text("batch_size: 64\nworkers: 2\n")
+    (folder / "params.txt").write_text(f"batch_size: 64\nworkers: 2\nmodel: {CONFIG}\n")
     lines = [LINE.format(epoch=e, seen=s, loss=4 - e) for e in range(2) for s in (64, 1536)]
     (folder / "out.log").write_text("\n".join(["Start epoch 0", *lines]) + "\n")
     recalls = {f"{way}_R@{k}": 0.25 for way in ("image_to_text", "text_to_image") for k in (1, 10)}
@@ -62,6 +63,9 @@ def run(tmp_path):
 def test_pages_show_the_run(report, run, tmp_path, monkeypatch, capsys):
     folder, model = run
     out = tmp_path / "out"
+    export = ["export", "--run", str(folder), "--to", "open_clip", "--out", str(out / "model")]
+    assert main(export) == 0
+    assert "open_clip opens it" in capsys.readouterr().out
     argv = ["report", str(folder), str(out), "--command", "fastclip train --aug-cfg <a&b>"]
     monkeypatch.setattr("sys.argv", argv)
     report.main()

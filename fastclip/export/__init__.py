@@ -1,0 +1,1 @@
+"""From a checkpoint to a folder that open_clip or transformers opens, with a model card."""
