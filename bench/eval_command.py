@@ -1,8 +1,8 @@
 """`fastclip eval` and CLIP_benchmark 1.6.2, each as its own command on the same checkpoint and data, in turns.
 
-    python -m bench.eval_command --data FOLDER [--task retrieval|zeroshot] [--model ViT-B-32] [--hub FOLDER]
+    python -m bench.eval_command --data FOLDER [--task retrieval|zeroshot] [--model NAME] [--hub FOLDER]
 
-FOLDER is in CLIP_benchmark's webdataset layout; --hub is a checkpoint in the hub layout (default: the model with random
+FOLDER is in CLIP_benchmark's webdataset layout; --hub is a checkpoint in the hub layout (default: ViT-B-32 with random
 weights, which take the same time). Both run in fp32 with the same batch size and number of loader processes, and their
 figures are compared first. Needs the environment that scripts/clip_benchmark_env.sh makes. Time is that of the whole
 command, start to finish; of each round the ratio is taken. Run nothing beside it.
