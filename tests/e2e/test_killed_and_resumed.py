@@ -26,9 +26,9 @@ WORDS = [
 ]
 
 
-def words_for(folder: Path, processes: int) -> list[str]:
+def words_for(folder: Path, processes: int, epochs: int) -> list[str]:
     shared = ["--batch-size", str(BATCH // processes), "--local-loss", "--gather-with-grad"]
-    return arguments(folder, "run", *WORDS, *shared)
+    return arguments(folder, "run", *WORDS, *shared, "--epochs", str(epochs))
 
 
 def session_members(session: int) -> list[int]:
@@ -120,22 +120,25 @@ def _train_lines(run: Path) -> int:
     return len(re.findall("Train Epoch", log.read_text())) if log.exists() else 0
 
 
-def check(folder: Path, processes: int, kills: int) -> None:
+def check(folder: Path, processes: int, kills: int, epochs: int) -> None:
     rng = random.Random(fresh_seed())
-    straight = words_for(folder / "straight", processes)
+    straight = words_for(folder / "straight", processes, epochs)
     done = finish(straight, processes)
     assert done.returncode == 0, done.stderr[-3000:]
-    words = words_for(folder / "killed", processes)
+    words = words_for(folder / "killed", processes, epochs)
     told_to_stop(words, processes, folder / "killed")
     for kill in range(kills):
-        killed(words, processes, folder / "killed", rng, in_save=kill % 2 == 0)
+        assert killed(words, processes, folder / "killed", rng, in_save=kill % 2 == 0)
     again = finish(words, processes)
     assert again.returncode == 0, again.stderr[-3000:]
     if kills <= 3:
         assert "batches on each rank, with the batches that would have followed" in again.stderr
     ours, theirs = (folder / name / "logs" / "run" for name in ("killed", "straight"))
     assert losses(ours) == losses(theirs)
-    a, b = (torch.load(r / "checkpoints" / "epoch_3.pt", weights_only=True) for r in (ours, theirs))
+    a, b = (
+        torch.load(r / "checkpoints" / f"epoch_{epochs}.pt", weights_only=True)
+        for r in (ours, theirs)
+    )
     assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in b["state_dict"])
     for index, state in b["optimizer"]["state"].items():
         assert all(torch.equal(state[k], a["optimizer"]["state"][index][k]) for k in state)
@@ -143,10 +146,10 @@ def check(folder: Path, processes: int, kills: int) -> None:
 
 
 def test_a_run_stopped_and_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    check(tmp_path, 1, kills=1)
+    check(tmp_path, 1, kills=1, epochs=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path, processes: int) -> None:
-    check(tmp_path, processes, kills=20)
+    check(tmp_path, processes, kills=20, epochs=20)
