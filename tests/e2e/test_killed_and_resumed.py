@@ -1,7 +1,9 @@
-"""kill -9 at random points, half of them inside a save: the run ends with the bits of one that was never touched."""
+"""SIGTERM, and kill -9 at random points, half of them inside a save: the run ends with the bits of one that was never
+touched."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -24,9 +26,9 @@ WORDS = [
 ]
 
 
-def words_for(folder: Path, processes: int) -> list[str]:
+def words_for(folder: Path, processes: int, epochs: int) -> list[str]:
     shared = ["--batch-size", str(BATCH // processes), "--local-loss", "--gather-with-grad"]
-    return arguments(folder, "run", *WORDS, *shared)
+    return arguments(folder, "run", *WORDS, *shared, "--epochs", str(epochs))
 
 
 def session_members(session: int) -> list[int]:
@@ -40,6 +42,13 @@ def session_members(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def all_gone(session: int) -> None:
+    deadline = time.monotonic() + 20
+    while session_members(session):
+        assert time.monotonic() < deadline, "processes outlive the run"
+        time.sleep(0.02)
 
 
 def wait_until(true: Callable[[], object], process: subprocess.Popen[bytes]) -> bool:
@@ -82,13 +91,28 @@ def killed(
     else:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 20
-    while session_members(process.pid):
-        assert time.monotonic() < deadline, "processes outlive the run"
-        time.sleep(0.02)
+    all_gone(process.pid)
     assert shared_memory() <= before_shm
     print("killed", alive, "in a save" if half_written else "", sorted(run.glob("resume/*")))
     return alive
+
+
+def told_to_stop(words: list[str], processes: int, folder: Path) -> None:
+    """SIGTERM to every process of the job, loader processes too, as a batch system sends it."""
+    run = folder / "logs" / "run"
+    with (folder / "stderr").open("ab") as errors:
+        process = subprocess.Popen(
+            command(words, processes), env=environment(), start_new_session=True, stderr=errors
+        )
+    assert wait_until(lambda: _train_lines(run), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    status = process.wait(timeout=TIMEOUT)
+    said = (folder / "stderr").read_text()
+    assert json.loads((run / "exit.json").read_text())["code"] == 75, said[-3000:]
+    assert status == 75 or processes > 1  # torchrun has one status for all failures
+    assert "told to stop, and saved epoch 0 after step" in said
+    all_gone(process.pid)
+    assert list(run.glob("resume/save_*"))
 
 
 def _train_lines(run: Path) -> int:
@@ -96,32 +120,36 @@ def _train_lines(run: Path) -> int:
     return len(re.findall("Train Epoch", log.read_text())) if log.exists() else 0
 
 
-def check(folder: Path, processes: int, kills: int) -> None:
+def check(folder: Path, processes: int, kills: int, epochs: int) -> None:
     rng = random.Random(fresh_seed())
-    straight = words_for(folder / "straight", processes)
+    straight = words_for(folder / "straight", processes, epochs)
     done = finish(straight, processes)
     assert done.returncode == 0, done.stderr[-3000:]
-    words = words_for(folder / "killed", processes)
+    words = words_for(folder / "killed", processes, epochs)
+    told_to_stop(words, processes, folder / "killed")
     for kill in range(kills):
-        killed(words, processes, folder / "killed", rng, in_save=kill % 2 == 1)
+        assert killed(words, processes, folder / "killed", rng, in_save=kill % 2 == 0)
     again = finish(words, processes)
     assert again.returncode == 0, again.stderr[-3000:]
     if kills <= 3:
         assert "batches on each rank, with the batches that would have followed" in again.stderr
     ours, theirs = (folder / name / "logs" / "run" for name in ("killed", "straight"))
     assert losses(ours) == losses(theirs)
-    a, b = (torch.load(r / "checkpoints" / "epoch_3.pt", weights_only=True) for r in (ours, theirs))
+    a, b = (
+        torch.load(r / "checkpoints" / f"epoch_{epochs}.pt", weights_only=True)
+        for r in (ours, theirs)
+    )
     assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in b["state_dict"])
     for index, state in b["optimizer"]["state"].items():
         assert all(torch.equal(state[k], a["optimizer"]["state"][index][k]) for k in state)
     assert not (ours / "resume").exists()
 
 
-def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path: Path) -> None:
-    check(tmp_path, 1, kills=2)
+def test_a_run_stopped_and_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    check(tmp_path, 1, kills=1, epochs=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path, processes: int) -> None:
-    check(tmp_path, processes, kills=20)
+    check(tmp_path, processes, kills=20, epochs=20)
