@@ -12,6 +12,7 @@ import pytest
 from fastclip.data import shards
 from fastclip.data.bad_samples import LINES_PER_CAUSE
 from tests.data import bad_pictures
+from tests.data.bad_data_page import PAGE, page
 from tests.data.bad_kinds import MAX_MEMBER, Kind, all_kinds
 from tests.data.shard_files import fresh_seed, sample_members, tar_bytes
 from tests.data.test_loader import DECODERS, TOKENIZER, build
@@ -74,6 +75,11 @@ def test_there_are_enough_kinds():
     kinds = all_kinds()
     assert len(kinds) >= 60
     assert sum(kind.used == 0 for kind in kinds.values()) >= 25
+
+
+def test_the_page_about_bad_data_is_up_to_date():
+    text = PAGE.read_text()
+    assert text == page(text), "run `python -m tests.data.bad_data_page`"
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
