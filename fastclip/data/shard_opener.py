@@ -39,7 +39,10 @@ def end_programs() -> None:
 def open_shard(url: str) -> BinaryIO:
     """The bytes of `url`, to be closed by the caller. Raises OSError (TimeoutError for a stalled program)."""
     if is_local(url):
-        return Path(url).open("rb")
+        path = Path(url)
+        if path.is_fifo() and not url.startswith("/dev/"):  # /dev/fd/N: of this process alone
+            return _open_program(["cat", "--", url], url)  # which is not waited for without end
+        return path.open("rb")
     if url.startswith("file://"):
         from urllib.parse import urlparse
         from urllib.request import url2pathname
@@ -50,6 +53,10 @@ def open_shard(url: str) -> BinaryIO:
         from webdataset.gopen import gopen  # hf://, ais://, sftp:// and what else it knows
 
         return cast(BinaryIO, gopen(url))
+    return _open_program(command, url)
+
+
+def _open_program(command: Sequence[str] | str, url: str) -> BinaryIO:
     for attempt in range(1, TRIES + 1):
         stream = io.BufferedReader(_ProgramOutput(command, url), _BUFFER_BYTES)
         try:

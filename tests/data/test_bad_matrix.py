@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
-from fastclip.data import shards
-from fastclip.data.bad_samples import LINES_PER_CAUSE
+from fastclip.data import shard_opener, shards
+from fastclip.data.bad_samples import BAD_SHARD, CUT_SHARD, LINES_PER_CAUSE
 from tests.data import bad_pictures
+from tests.data.bad_data_page import PAGE, page
 from tests.data.bad_kinds import MAX_MEMBER, Kind, all_kinds
-from tests.data.shard_files import fresh_seed, sample_members, tar_bytes
-from tests.data.test_loader import DECODERS, TOKENIZER, build
+from tests.data.shard_files import fresh_seed, sample_members, tar_bytes, write_shards
+from tests.data.test_loader import DECODERS, TOKENIZER, build, numbers
+from tests.data.test_shards import all_gone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 BATCH = 8
@@ -76,6 +81,11 @@ def test_there_are_enough_kinds():
     assert sum(kind.used == 0 for kind in kinds.values()) >= 25
 
 
+def test_the_page_about_bad_data_is_up_to_date():
+    text = PAGE.read_text()
+    assert text == page(text), "run `python -m tests.data.bad_data_page`"
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_kind_at_five_percent(tmp_path, decoder, monkeypatch, caplog):
     monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", MAX_MEMBER)
@@ -108,3 +118,71 @@ def test_every_rate(tmp_path, decoder, share, monkeypatch):
         itertools.islice(itertools.cycle(rng.sample(others, 60)), count - BATCH)
     )
     run(tmp_path, decoder, rng, padded(kinds, share), kinds)
+
+
+def test_every_kind_of_bad_shard_costs_itself(tmp_path, monkeypatch):
+    """Each good sample of the others is seen once; nothing is waited for without end, no program stays."""
+    monkeypatch.setattr(shard_opener, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(shard_opener, "BACKOFF_SECONDS", 0.01)
+    good = write_shards(tmp_path / "good", [16, 16])
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    damaged = bytearray(tar_bytes(m for n in range(100, 110) for m in sample_members(n)))
+    damaged[100:600] = b"\xff" * 500
+    (bad / "damaged.tar").write_bytes(damaged)
+    (bad / "empty.tar").write_bytes(b"")
+    (bad / "junk.tar").write_bytes(b"<html>404</html>" * 100)
+    (bad / "gz.tar").write_bytes(tar_bytes(sample_members(32), "gz")[:60])
+    (bad / "folder.tar").mkdir()
+    (bad / "loop.tar").symlink_to(bad / "loop.tar")
+    os.mkfifo(bad / "fifo.tar")
+    started = tmp_path / "started"
+    urls = [
+        *map(str, [*good, *sorted(bad.iterdir()), bad / "missing.tar"]),
+        "http://127.0.0.1:9/none.tar",
+        f"http://127.0.0.1:9/a';touch {tmp_path}/X;'.tar",
+        f"pipe:echo $$ >> {started}; exit 3",
+        f"pipe:echo $$ >> {started}; sleep 600",
+        f"pipe:echo $$ >> {started}; head -c 100 {good[0]}; exit 1",
+    ]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    options = {"train_data": str(tmp_path / "list.txt"), "allow_pipe_from_files": True}
+    loader = build(batch_size=BATCH, workers=1, train_num_samples=32, **options).train
+    try:
+        batches = list(loader.epoch(0))
+    finally:
+        loader.close()
+    assert sorted(n for _, texts in batches for n in numbers(texts)) == [*range(32)]
+    counts = loader.bad.counts
+    assert counts.keys() <= {BAD_SHARD, CUT_SHARD}
+    assert sum(counts.values()) == len(urls) - 2
+    assert not (tmp_path / "X").exists()
+    groups = [int(line) for line in started.read_text().split()]
+    assert len(groups) == 3 + 1 + 1  # the one that fails at once is tried three times
+    assert all(all_gone(group) for group in groups)
+
+
+def test_a_decompression_bomb_is_never_decoded():
+    """Refused from its header: 50 MB more than a small picture needs, for 7.5 GB of pixels."""
+    code = """
+import resource
+from fastclip.data.image_header import BadImage, decode_rgb, read_header
+from tests.data.bad_pictures import unusable_pictures
+from tests.data.shard_files import jpeg
+bombs = [make(1) for name, make in unusable_pictures().items() if "bomb" in name]
+decode_rgb(jpeg(0))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for bomb in bombs:
+    for look in (read_header, decode_rgb):
+        try:
+            look(bomb)
+        except BadImage as error:
+            assert "pixels" in error.cause
+        else:
+            raise AssertionError("a bomb was taken")
+print(len(bombs), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bombs, kib = map(int, done.stdout.split())
+    assert bombs == 3
+    assert kib < 50 * 1024
