@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.data.shard_files import fresh_seed
-from tests.e2e.tiny_run import BATCH, arguments, command, environment, finish, losses
+from tests.e2e.tiny_run import BATCH, SAMPLES, arguments, command, environment, finish, losses
 
 TIMEOUT = 900  # the machine may stand still for minutes
 WORDS = [
     *("--deterministic", "--force-patch-dropout", "0.5", "--workers", "2"),
-    *("--save-every-n-steps", "2", "--resume", "latest"),
+    *("--save-every-n-steps", "2", "--resume", "latest", "--report-to", "tensorboard"),
 ]
 
 
@@ -143,6 +144,10 @@ def check(folder: Path, processes: int, kills: int, epochs: int) -> None:
     for index, state in b["optimizer"]["state"].items():
         assert all(torch.equal(state[k], a["optimizer"]["state"][index][k]) for k in state)
     assert not (ours / "resume").exists()
+    events = EventAccumulator(str(ours / "tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert steps == list(range(epochs * SAMPLES // BATCH))
 
 
 def test_a_run_stopped_and_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
