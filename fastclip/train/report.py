@@ -89,6 +89,9 @@ class Report:
                 ranks,
             )
 
+    def flush(self) -> None:
+        self._writers.flush()
+
     def state(self) -> dict[str, Any]:
         """For a run that goes on from here: see `load`."""
         return {"losses": self._losses.state(), "skipped": self._guard.skipped}

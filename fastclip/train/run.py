@@ -220,6 +220,15 @@ def _start_remote_sync(config: TrainConfig, world: World, folder: RunFolder) -> 
     )
 
 
+def _first_step(config: TrainConfig, parts: Parts) -> int | None:
+    """Of the run's optimiser steps, the first that is made; None: none will be."""
+    loader, accum_freq = parts.data.train, config.optim.accum_freq
+    if loader is None:
+        return None
+    steps_per_epoch = loader.num_batches // accum_freq
+    return steps_per_epoch * parts.start_epoch + loader.position.given // accum_freq
+
+
 def _make_writers(
     config: TrainConfig, world: World, folder: RunFolder, parts: Parts, *, resumed: bool
 ) -> Writers:
@@ -228,7 +237,8 @@ def _make_writers(
     writers: list[ScalarWriter] = []
     if config.log.tensorboard:
         try:
-            writers.append(TensorBoardWriter(folder.tensorboard))
+            first_step = _first_step(config, parts) if resumed else None
+            writers.append(TensorBoardWriter(folder.tensorboard, first_step))
         except OSError as error:
             raise CannotWrite(
                 f"{folder.tensorboard}: TensorBoard cannot write there: {error}"

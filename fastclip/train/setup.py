@@ -429,6 +429,7 @@ def _writer_inside_epochs(
         return lambda epoch, step: None
 
     def write(epoch: int, step: int) -> None:
+        stateful.report.flush()  # scalars up to here, as the resumed run will not write them again
         ranks = gathered(stateful, world)
         if world.is_first:
             assert parts.optimizer is not None

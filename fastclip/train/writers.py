@@ -15,14 +15,20 @@ class ScalarWriter(Protocol):
 
     def evaluation(self, metrics: Mapping[str, float], epoch: int, step: int) -> None: ...
 
+    def flush(self) -> None:
+        """What was written so far outlives a kill."""
+        ...
+
     def close(self) -> None: ...
 
 
 class TensorBoardWriter:
-    def __init__(self, folder: Path) -> None:
+    """`first_step` is where a resumed run begins: what another wrote of later steps is hidden."""
+
+    def __init__(self, folder: Path, first_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def train(self, scalars: Mapping[str, float], step: int) -> None:
         for tag, value in scalars.items():
@@ -32,6 +38,9 @@ class TensorBoardWriter:
         """x is the number of completed epochs, as in the reference."""
         for name, value in metrics.items():
             self._writer.add_scalar(f"val/{name}", value, epoch)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -64,6 +73,9 @@ class WandbWriter:
         values = {f"val/{name}": value for name, value in metrics.items()}
         self._run.log({**values, "epoch": epoch}, step=step)
 
+    def flush(self) -> None:
+        """wandb's own process has it already."""
+
     def close(self) -> None:
         self._run.finish()
 
@@ -81,6 +93,10 @@ class Writers:
     def evaluation(self, metrics: Mapping[str, float], epoch: int, step: int) -> None:
         for writer in self._writers:
             writer.evaluation(metrics, epoch, step)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
 
     def close(self) -> None:
         for writer in self._writers:
