@@ -130,7 +130,6 @@ def _units(urls: tuple[str, ...], shard: int, skip: int) -> Iterator[_Unit]:
             else:
                 yield _Unit(sample, causes)
         yield _Unit(None, tuple(event.cause for event in notes.take_events()))
-        skip = 0
 
 
 def _shrunk(unit: _Unit, edge: int | None, quality: int) -> _Packed:

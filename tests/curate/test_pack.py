@@ -120,7 +120,10 @@ def test_small_pictures_are_kept_to_the_byte():
 def test_a_pack_that_breaks_off_inside_a_shard_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     rng = random.Random(fresh_seed())
     write_shards(tmp_path / "in", [10, 0, 17, 9])
-    members = [m for n in range(9) for m in (*sample_members(n), (f"b{n}.txt", b"alone"))]
+    members = []
+    for number in range(12):
+        members += [*sample_members(number), (f"b{number}.txt", b"alone")]
+        members += [(f"c{number}.jpg", b"junk"), (f"c{number}.txt", b"x")]
     (tmp_path / "in" / "0004.tar").write_bytes(tar_bytes(members))
     options = ["--samples-per-shard", rng.randrange(3, 8)]
     assert pack(tmp_path / "in", tmp_path / "whole", *options) == 0
