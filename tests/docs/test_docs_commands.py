@@ -19,7 +19,6 @@ _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.M | re.S)
 # Pages whose commands are tested elsewhere, or need what a test does not have
 ELSEWHERE = {
     "performance.md": "benchmarks: tests/bench",
-    "planning.md": "tests/plan/test_docs_page.py",
     "doctor.md": "tests/doctor/test_command.py",
 }
 # What a page takes for given: it is made by these blocks of another one
@@ -45,7 +44,9 @@ def folder(tmp_path):
     (tmp_path / "fastclip").mkdir()
     (tmp_path / "fastclip/demo").symlink_to(ROOT / "fastclip/demo")
     for name in ("cat", "dog"):
-        Image.new("RGB", (70, 90), (name == "cat" and "red") or "blue").save(tmp_path / f"{name}.jpg")
+        Image.new("RGB", (70, 90), (name == "cat" and "red") or "blue").save(
+            tmp_path / f"{name}.jpg"
+        )
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(2):
             image = Image.new("RGB", (70, 90), (40 * i, 90, 200))
