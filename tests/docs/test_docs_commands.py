@@ -19,7 +19,6 @@ _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.M | re.S)
 # Pages whose commands are tested elsewhere, or need what a test does not have
 ELSEWHERE = {
     "performance.md": "benchmarks: tests/bench",
-    "planning.md": "tests/plan/test_docs_page.py",
     "doctor.md": "tests/doctor/test_command.py",
 }
 # What a page takes for given: it is made by these blocks of another one
