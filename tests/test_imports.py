@@ -32,7 +32,19 @@ DOORS: dict[str, set[str]] = {
     "train": {"", "config", "data", "eval", "model", "optim", *SHARED},
     "api": {"config", "data", "model", *SHARED},
     "doctor": {"", "config", "data", "model", "optim", "train", *SHARED},
-    "cli": {"", "api", "config", "curate", "data", "doctor", "eval", "model", "optim", "train", *SHARED},
+    "cli": {
+        "",
+        "api",
+        "config",
+        "curate",
+        "data",
+        "doctor",
+        "eval",
+        "model",
+        "optim",
+        "train",
+        *SHARED,
+    },
 }
 HEAVY = ("nvidia.dali", "webdataset", "tensorboard", "torch.utils.tensorboard", "wandb", "triton")
 
