@@ -37,6 +37,7 @@ from fastclip.train.packed_captions import choose_packing
 from fastclip.train.precision import make_scaler
 from fastclip.train.run_folder import RunFolder
 from fastclip.train.setup import Parts, Run, build_run, prepare_for_training
+from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import Writers
 
 # ViT-B-32-256 with every count that matters kept (64 patches, 77 tokens, head width 64), narrower and shallower.
@@ -289,7 +290,8 @@ def our_run(
         start_epoch=0,
         pack=pack,
     )
-    return build_run(config, world, parts, RunFolder(Path("none"), "none", None), Writers([]))
+    folder = RunFolder(Path("none"), "none", None)
+    return build_run(config, world, parts, folder, Writers([]), StopRequest())
 
 
 def our_model(raw: Mapping[str, Any], weights: Mapping[str, Tensor], siglip: bool = False) -> CLIP:
