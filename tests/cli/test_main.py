@@ -129,7 +129,7 @@ def test_mistakes_in_flags_start_nothing(
     ("words", "message"),
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
-        (["bench"], "unknown command 'bench'; there is train, doctor"),
+        (["bench"], "unknown command 'bench'; there is train, export, data, doctor"),
         (["--lr", "3"], "--lr: the command comes first, as in `fastclip train --lr ...`"),
     ],
 )
