@@ -31,6 +31,7 @@ from fastclip.data.tokenizer import ClipTokenizer
 from fastclip.errors import DataError, EnvironmentProblem, InputMissing, UserError
 from tests.data.pictures import encode, smooth, without_tables
 from tests.data.shard_files import fresh_seed, jpeg, sample_members, tar_bytes, write_shards
+from tests.live_processes import live_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -510,19 +511,6 @@ def test_the_start_says_how_an_epoch_is_made_up(tmp_path):
 # --- ending --------------------------------------------------------------------------------------
 
 
-def children(pid: int) -> list[int]:
-    """Live processes whose parent is `pid`."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
 def gone(pids: list[int], seconds: float) -> bool:
     end = time.monotonic() + seconds
     while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in pids):
@@ -543,11 +531,11 @@ def test_close_ends_every_process_and_thread(tmp_path):
     import threading
 
     write_shards(tmp_path, [8, 8])
-    before = set(children(os.getpid()))
+    before = set(live_processes("parent", os.getpid()))
     loader = build(train_data=str(tmp_path), train_num_samples=10**5, workers=2).train
     batches = loader.epoch(0)
     next(batches)
-    started = set(children(os.getpid())) - before
+    started = set(live_processes("parent", os.getpid())) - before
     assert len(started) >= 2
     loader.close()
     assert gone(list(started), 10)
@@ -559,11 +547,11 @@ def test_close_ends_every_process_and_thread(tmp_path):
 def test_close_ends_every_process_while_an_error_is_still_held(tmp_path):
     """As in `cli`, where an error is on its way out when the loader is closed."""
     (tmp_path / "0.tar").write_bytes(tar_bytes([("0.jpg", b"junk"), ("0.txt", b"y")]))
-    before = set(children(os.getpid()))
+    before = set(live_processes("parent", os.getpid()))
     loader = build(train_data=str(tmp_path), train_num_samples=8, workers=1).train
     with pytest.raises(DataError) as held:
         list(loader.epoch(0))
-    started = set(children(os.getpid())) - before
+    started = set(live_processes("parent", os.getpid())) - before
     assert started
     loader.close()
     assert gone(list(started), 3)
@@ -573,11 +561,11 @@ def test_close_ends_every_process_while_an_error_is_still_held(tmp_path):
 def test_an_interrupt_of_a_loader_process_alone_changes_nothing(tmp_path):
     """Ctrl-C goes to the whole terminal group; when loaders end is for the main process to say."""
     write_shards(tmp_path, [8])
-    before = set(children(os.getpid()))
+    before = set(live_processes("parent", os.getpid()))
     loader = build(train_data=str(tmp_path), train_num_samples=80, workers=1).train
     batches = loader.epoch(0)
     next(batches)
-    (pid,) = set(children(os.getpid())) - before
+    (pid,) = set(live_processes("parent", os.getpid())) - before
     os.kill(pid, signal.SIGINT)
     assert len(list(batches)) == 19
     loader.close()
@@ -621,7 +609,7 @@ def test_no_process_outlives_the_run(tmp_path, how):
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
-        loaders = children(process.pid)
+        loaders = live_processes("parent", process.pid)
         assert len(loaders) >= 2
         if how == signal.SIGINT:
             os.killpg(process.pid, how)

@@ -42,6 +42,7 @@ from fastclip.data.shards import (
 )
 from fastclip.errors import DataError
 from tests.data.shard_files import fresh_seed, jpeg, sample_members, tar_bytes, write_shards
+from tests.live_processes import live_processes
 
 
 def read(*paths: Path | str) -> tuple[list[RawSample], BadSampleNotes]:
@@ -432,25 +433,12 @@ def test_one_bad_shard_among_good_ones_does_not_end_the_run(tmp_path):
 # --- programs ------------------------------------------------------------------------------------
 
 
-def group_members(pid: int) -> list[int]:
-    """Live processes of the process group `pid`."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[2]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
 def all_gone(group: int) -> bool:
     """Whether nobody is left of a process group that was killed; the system may take a moment to see to it."""
     deadline = time.monotonic() + 20
-    while group_members(group) and time.monotonic() < deadline:
+    while live_processes("group", group) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return not group_members(group)
+    return not live_processes("group", group)
 
 
 def test_a_failing_command_is_tried_three_times_and_then_skipped(tmp_path, monkeypatch):
@@ -492,7 +480,7 @@ def test_closing_early_kills_the_command(tmp_path):
     stream = open_shard(f"pipe:echo $$ > {pid_file}; echo abc; sleep 1000 | cat")
     assert stream.read(4) == b"abc\n"
     group = int(pid_file.read_text())
-    assert group_members(group)
+    assert live_processes("group", group)
     stream.close()
     assert all_gone(group)
 

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.data.shard_files import fresh_seed
 from tests.e2e.tiny_run import BATCH, SAMPLES, arguments, command, environment, finish, losses
+from tests.live_processes import live_processes
 
 TIMEOUT = 900  # the machine may stand still for minutes
 WORDS = [
@@ -32,22 +33,9 @@ def words_for(folder: Path, processes: int, epochs: int) -> list[str]:
     return arguments(folder, "run", *WORDS, *shared, "--epochs", str(epochs))
 
 
-def session_members(session: int) -> list[int]:
-    """Live processes of a session, which loader processes and ranks are too."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
 def all_gone(session: int) -> None:
     deadline = time.monotonic() + 20
-    while session_members(session):
+    while live_processes("session", session):
         assert time.monotonic() < deadline, "processes outlive the run"
         time.sleep(0.02)
 
@@ -87,7 +75,7 @@ def killed(
         time.sleep(rng.random() * 0.05)
         wait_until(lambda: not list(run.glob("resume/*.partial")), process)
     half_written = bool(list(run.glob("resume/*.partial")))
-    members = session_members(process.pid)
+    members = live_processes("session", process.pid)
     if processes == 1:
         process.kill()  # the loader processes have to notice by themselves
     else:
