@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -35,6 +35,9 @@ class Captioned:
     name: str
     places: Sequence[Place]
     captions: Sequence[Sequence[str]]
+    left_out: Mapping[str, int] = field(
+        default_factory=dict
+    )  # samples that are no such picture, by cause
 
     def fingerprint(self) -> str:
         return _digest(self.places, repr(self.captions).encode())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastclip.benchmark import class_folders, csv_table, webdataset_folder
+from fastclip.benchmark import class_folders, csv_table, shard_pairs, webdataset_folder
 from fastclip.benchmark.annotations import read_annotated
 from fastclip.benchmark.dataset import Captioned, Labelled
 from fastclip.config.eval_options import EvalOptions
+from fastclip.data.shard_spec import ARCHIVE_ENDINGS
 from fastclip.errors import DataError, InputMissing
 
 
@@ -30,17 +31,21 @@ def read_labelled(options: EvalOptions, data: Path, split: str) -> Labelled:
 
 
 def read_captioned(options: EvalOptions, data: Path, split: str) -> Captioned:
-    """A webdataset folder, a csv file, or a folder of pictures with an annotation file."""
-    _check_exists(data)
+    """A webdataset folder, shards as training takes them, a csv file, or pictures with an annotation file."""
     if options.annotations is not None:
+        _check_exists(data)
         return read_annotated(data, Path(options.annotations), split)
-    if data.is_file():
-        return csv_table.read_captioned_rows(_csv(data), options)
+    if data.suffix in csv_table.SUFFIXES:
+        _check_exists(data)
+        return csv_table.read_captioned_rows(data, options)
     if webdataset_folder.has_shards(data, split):
         return webdataset_folder.read_captioned(data, split)
-    raise DataError(
-        f"--data {data}: no shards ({split}/0.tar, ...) in it; for a folder of pictures give --annotations"
-    )
+    if data.is_dir() and not any(path.name.endswith(ARCHIVE_ENDINGS) for path in data.iterdir()):
+        raise DataError(
+            f"--data {data}: no shards ({split}/0.tar, ... or *.tar) in it; "
+            "for a folder of pictures give --annotations"
+        )
+    return shard_pairs.read_shard_pairs(options.data or "")
 
 
 def _check_exists(data: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +88,7 @@ def retrieval(subject: Subject, data: Captioned, parts: Parts, work: Work) -> Ou
     metrics: Metrics = dict(
         caption_retrieval_metrics(pictures.features.to(text.device), text, owner)
     )
-    return Outcome(metrics, len(captions), pictures.bad)
+    return Outcome(metrics, len(captions), _sum(data.left_out, pictures.bad))
 
 
 def linear_probe(
@@ -118,12 +120,12 @@ def linear_probe(
         "fewshot_k": -1,
         "normalized": True,
     }
-    bad = {
-        cause: known.bad.get(cause, 0) + asked.bad.get(cause, 0)
-        for cause in sorted(known.bad.keys() | asked.bad.keys())
-    }
-    return Outcome(metrics, len(truth), bad)
+    return Outcome(metrics, len(truth), _sum(known.bad, asked.bad))
 
 
 def _pictures(subject: Subject, data: Labelled, parts: Parts, work: Work) -> PictureFeatures:
     return picture_features(subject, data.name, data.places, parts, **work._asdict())
+
+
+def _sum(*counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sum((Counter(some) for some in counts), Counter()))

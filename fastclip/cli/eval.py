@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", help="zeroshot, retrieval or linear-probe")
     add(
         "--data",
-        help="a folder in CLIP_benchmark's webdataset layout, a folder of class folders, a csv file, or (with "
-        "--annotations) a folder of pictures",
+        help="a folder in CLIP_benchmark's webdataset layout, a folder of class folders, a csv file; for --task "
+        "retrieval also shards as --val-data names them, or (with --annotations) a folder of pictures",
     )
     add("--split", default="test", help="which part of the data (default: %(default)s)")
     add("--train-data", help="what a linear probe is trained on, if not another part of --data")

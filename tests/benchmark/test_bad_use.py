@@ -164,6 +164,37 @@ def test_flags(words: str, status: int, said: str, capsys):
     assert said in line_of(words.split(), status, capsys)
 
 
+@pytest.mark.parametrize(
+    ("data", "status", "said"),
+    [
+        (
+            "https://user:key@host/val.tar?token=1",
+            2,
+            "--data https://host/val.tar: evaluation reads",
+        ),
+        ("pipe:cat val.tar", 2, "copy the shards here first"),
+        ("val-{0..3}.tar", 66, "val-0.tar (and 3 more): no such file"),
+        ("test/{0..2}.tar", 66, "test/2.tar: no such file"),
+        ("test/{0..1.tar", 2, "--data test/{0..1.tar"),
+        ("page.html", 65, "page.html: not a whole, uncompressed tar file"),
+        ("plain", 65, "--data plain: no shards (test/0.tar, ... or *.tar) in it"),
+        ("labels.tar", 65, "nothing to evaluate on (no caption: 3)"),
+    ],
+)
+def test_shards_for_retrieval(
+    data: str, status: int, said: str, rng, tmp_path, monkeypatch, capsys
+):
+    """Told before a model is looked for."""
+    miniature.captioned(tmp_path, rng)
+    miniature.labelled(tmp_path / "birds", rng, count=6)
+    (tmp_path / "labels.tar").symlink_to(tmp_path / "birds/test/0.tar")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "page.html").write_text("<html>" * 200)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--checkpoint", "nowhere", "--task", "retrieval", "--data", data]
+    assert said in line_of(argv, status, capsys)
+
+
 def test_a_model_without_weights(rng, tmp_path, capsys):
     miniature.labelled(tmp_path / "birds", rng)
     data = ["--task", "zeroshot", "--data", str(tmp_path / "birds")]

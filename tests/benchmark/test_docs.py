@@ -25,7 +25,7 @@ def test_every_command_runs(hub, rng, tmp_path, monkeypatch):
     miniature.save_json(Path("coco.annotations"), [{"image": "1.png", "caption": "an owl"}])
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         program, *words = shlex.split(command)
         assert program == "fastclip"

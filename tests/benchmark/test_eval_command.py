@@ -138,6 +138,42 @@ def test_retrieval_in_every_layout(hub, reference, rng, tmp_path):
     assert run(hub, "retrieval", table, tmp_path / "csv.json")["metrics"] == expected
 
 
+def test_retrieval_on_the_shards_of_training(hub, reference, rng, tmp_path, monkeypatch):
+    """One caption a sample, all lines of it; what the trainer leaves out is left out and counted."""
+    mini = miniature.captioned(tmp_path / "views", rng, count=21)
+    samples = [
+        {"png": miniature.encoded(image), "txt": "\n".join(some).encode()}
+        for image, some in zip(mini.images, mini.captions, strict=True)
+    ]
+    del samples[2]["txt"], samples[5]["png"]
+    samples[17]["txt"] = b"\xff"
+    samples[20]["png"] = b"no picture"
+    miniature.write_shards(tmp_path, "shards", samples)
+    keep = [n for n in range(21) if n not in (2, 5, 17, 20)]
+    mini.images = [mini.images[n] for n in keep]
+    mini.captions = [["\n".join(mini.captions[n])] for n in keep]
+    expected = pytest.approx(recalls(reference, mini), abs=1e-9)
+    monkeypatch.chdir(tmp_path)
+    Path("one").mkdir()
+    Path("one/0.tar").symlink_to(tmp_path / "shards/0.tar")
+    Path("list.txt").write_text("shards/0.tar\nshards/1.tar\n")
+    for number, spec in enumerate(
+        ["shards/{0..1}.tar", "shards", "shards/*.tar", "one/0.tar::shards/1.tar", "list.txt"]
+    ):
+        found = run(hub, "retrieval", Path(spec), tmp_path / f"{number}.json")
+        assert found["metrics"] == expected, spec
+        assert found["num_samples"] == 17
+        assert found["bad_samples"] == {
+            "caption is not UTF-8": 1,
+            "no caption": 1,
+            "no picture": 1,
+            "unreadable picture": 1,
+        }
+    assert found["dataset"] == "list.txt"
+    half = run(hub, "retrieval", Path("shards/0.tar"), tmp_path / "half.json")
+    assert (half["dataset"], half["num_samples"]) == ("0", 9)
+
+
 def test_checkpoint_of_ours_and_of_the_reference(hub, rng, tmp_path):
     miniature.labelled(tmp_path / "birds", rng)
     expected = run(hub, "zeroshot", tmp_path / "birds", tmp_path / "hub.json")

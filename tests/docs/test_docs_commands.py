@@ -20,6 +20,7 @@ _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.M | re.S)
 ELSEWHERE = {
     "performance.md": "benchmarks: tests/bench",
     "doctor.md": "tests/doctor/test_command.py",
+    "evaluate.md": "tests/benchmark/test_docs.py",
 }
 # What a page takes for given: it is made by these blocks of another one
 NEEDS = {"share.md": ("getting-started.md", 1)}
