@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv, trains a small CLIP on the bundled public-domain pictures with `fastclip train` (CPU or GPU, no
 # account, about five minutes on 2 cores), and leaves what came of it in quickstart/:
-# index.html, loss_curve.png, retrieval.png, model/ (for OpenCLIP too, with a model card), logs/.
+# index.html, loss_curve.png, retrieval.png, model/ (for OpenCLIP too, with a model card), its evaluation in
+# retrieval.json and retrieval.md, logs/.
 #   scripts/quickstart.sh
 # PYTHON=python3.12 chooses the interpreter (default: python3; 3.10 or newer).
 set -euo pipefail
 if [[ "${1:-}" == "--help" ]]; then
-    sed -n '2,6s/^# //p' "$0"
+    sed -n '2,7s/^# //p' "$0"
     exit 0
 fi
 cd "$(dirname "$0")/.."
@@ -35,6 +36,8 @@ done
 printf '\n%s\n\n' "$shown"
 export PATH=$PWD/.venv/bin:$PATH
 "${command[@]}"
-rm -rf quickstart/model # of an earlier quickstart
+rm -rf quickstart/model quickstart/retrieval.{json,md,json.parts} # of an earlier quickstart
 fastclip export --run quickstart/logs/demo --to open_clip --out quickstart/model --title 'Demo CLIP'
+fastclip eval --checkpoint quickstart/model --task retrieval --data fastclip/demo/val-0000.tar \
+    --out quickstart/retrieval.json
 .venv/bin/python scripts/quickstart_report.py quickstart/logs/demo quickstart --command "$shown"

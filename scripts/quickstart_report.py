@@ -2,8 +2,9 @@
 
     python scripts/quickstart_report.py quickstart/logs/demo quickstart
 
-Reads `out.log` and `checkpoints/results.jsonl` of the run, and `model/`, exported from it, in the
-second folder; writes `loss_curve.png`, `retrieval.png` and `index.html` there.
+Reads `out.log` and `checkpoints/results.jsonl` of the run, and in the second folder `model/`, exported
+from it, and `retrieval.json`, by which `fastclip eval` judged that; writes `loss_curve.png`,
+`retrieval.png` and `index.html` there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from matplotlib import pyplot as plt
 
 DEMO = Path(fastclip.__file__).parent / "demo"
 ROWS, COLUMNS = 10, 5
+# What `fastclip eval` calls what the trainer's own evaluation calls so.
+WAYS = {"image_retrieval_recall": "text_to_image_R", "text_retrieval_recall": "image_to_text_R"}
 RIGHT, WRONG = "#1a9850", "#d0d0d0"
 
 
@@ -59,7 +62,9 @@ def main() -> None:
     draw_curves(points, results, math.log(batch_size), args.out / "loss_curve.png")
     scores = text_to_image_scores(args.out / "model", held_out)
     draw_retrieval(held_out, scores, args.out / "retrieval.png")
-    (args.out / "index.html").write_text(page(results[-1], args.command), encoding="utf-8")
+    evaluated = json.loads(read(args.out / "retrieval.json"))["metrics"]
+    text = page(results[-1], evaluated, args.command)
+    (args.out / "index.html").write_text(text, encoding="utf-8")
     print(f"\n{summary(results[-1])}\nOpen {args.out / 'index.html'}")
 
 
@@ -170,7 +175,24 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def page(result: dict[str, Any], command: str) -> str:
+def evaluated_again(result: dict[str, Any], evaluated: dict[str, float]) -> str:
+    """Figures of the exported model beside those of the run's last evaluation, as a piece of the page."""
+    names = [(f"{name}@{k}", f"{ours}@{k}") for name, ours in WAYS.items() for k in (1, 5, 10)]
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{evaluated[name]:.4f}</td><td>{result[ours]:.4f}</td></tr>"
+        for name, ours in names
+    )
+    apart = max(abs(evaluated[name] - result[ours]) for name, ours in names)
+    verdict = "They are the same." if apart < 1e-9 else f"They differ by up to {apart:.4f}."
+    return f"""<p><code>fastclip eval</code> on <code>model/</code>, beside the last evaluation during training.
+{verdict}</p>
+<table>
+<tr><th></th><th>fastclip eval</th><th>in training</th></tr>
+{rows}
+</table>"""
+
+
+def page(result: dict[str, Any], evaluated: dict[str, float], command: str) -> str:
     rows = "".join(
         f"<tr><td>R@{k}</td><td>{result[f'text_to_image_R@{k}']:.1%}</td>"
         f"<td>{result[f'image_to_text_R@{k}']:.1%}</td><td>{chance_at(k, result):.1%}</td></tr>"
@@ -191,6 +213,7 @@ pre {{ background: #f4f4f4; padding: .8rem; white-space: pre-wrap }}
 <tr><th></th><th>caption to picture</th><th>picture to caption</th><th>chance</th></tr>
 {rows}
 </table>
+<h2>Evaluated after the export</h2>{evaluated_again(result, evaluated)}
 <h2>How it learned</h2><img src="loss_curve.png" alt="training loss and held-out recall by epoch">
 <h2>What it finds</h2><img src="retrieval.png" alt="captions with their nearest pictures">
 <h2>The command</h2><pre>{html.escape(command)}</pre>

@@ -60,12 +60,24 @@ def run(tmp_path):
     return folder, model
 
 
-def test_pages_show_the_run(report, run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("apart", "verdict"), [(0.0, "They are the same."), (0.05, "They differ by up to 0.0500.")]
+)
+def test_pages_show_the_run(report, run, tmp_path, monkeypatch, capsys, apart, verdict):
     folder, model = run
     out = tmp_path / "out"
     export = ["export", "--run", str(folder), "--to", "open_clip", "--out", str(out / "model")]
     assert main(export) == 0
     assert "open_clip opens it" in capsys.readouterr().out
+    metrics = {
+        "image_retrieval_recall@1": 0.25,
+        "image_retrieval_recall@5": 0.2,
+        "image_retrieval_recall@10": 0.25,
+        "text_retrieval_recall@1": 0.25,
+        "text_retrieval_recall@5": 0.1 - apart,
+        "text_retrieval_recall@10": 0.25,
+    }
+    (out / "retrieval.json").write_text(json.dumps({"metrics": metrics}))
     argv = ["report", str(folder), str(out), "--command", "fastclip train --aug-cfg <a&b>"]
     monkeypatch.setattr("sys.argv", argv)
     report.main()
@@ -79,6 +91,9 @@ def test_pages_show_the_run(report, run, tmp_path, monkeypatch, capsys):
         assert "10.0% picture to caption" in text
         assert f"{chance:.1%}" in text
     assert "--aug-cfg &lt;a&amp;b&gt;" in page
+    assert verdict in page
+    shown = f"<td>text_retrieval_recall@5</td><td>{0.1 - apart:.4f}</td><td>0.1000</td>"
+    assert shown in page
     for name in ("loss_curve.png", "retrieval.png"):
         assert f'src="{name}"' in page
         assert min(Image.open(out / name).size) > 300
