@@ -23,11 +23,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 import fastclip
+from bench import clip_benchmark_command
 from fastclip.model.model_config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE_PYTHON = ROOT / ".venv-clip-benchmark" / "bin" / "python"
-TASKS = {"retrieval": "zeroshot_retrieval", "zeroshot": "zeroshot_classification"}
 
 
 def random_hub(model: str, folder: Path) -> Path:
@@ -54,12 +53,12 @@ def timed(command: list[str], out: Path) -> tuple[float, dict[str, float | None]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--task", choices=TASKS, default="retrieval")
+    parser.add_argument("--task", choices=("retrieval", "zeroshot"), default="retrieval")
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--hub")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", default="64")
-    parser.add_argument("--workers", default="1")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     data = str(Path(args.data).resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -69,17 +68,18 @@ def main() -> None:
             else str(random_hub(args.model, Path(folder, "hub")))
         )
         out = Path(folder, "out.json")
-        common = ["--task", TASKS[args.task], "--no_amp", "--recall_k", "1", "5", "10"]
-        theirs = [
-            *(str(REFERENCE_PYTHON), "-m", "clip_benchmark.cli", "eval", "--dataset", "wds/data"),
-            *("--dataset_root", data, "--model", f"local-dir:{hub}", "--pretrained", "none"),
-            *("--batch_size", args.batch_size, "--num_workers", args.workers, *common),
-            *("--output", str(out)),
-        ]
+        theirs = clip_benchmark_command.command(
+            Path(hub),
+            Path(data),
+            args.task,
+            out,
+            batch_size=args.batch_size,
+            workers=args.workers,
+        )
         ours = [
             *(sys.executable, "-m", "fastclip", "eval", "--checkpoint", hub, "--data", data),
-            *("--task", args.task, "--precision", "fp32", "--batch-size", args.batch_size),
-            *("--workers", args.workers, "--out", str(out)),
+            *("--task", args.task, "--precision", "fp32", "--batch-size", str(args.batch_size)),
+            *("--workers", str(args.workers), "--out", str(out)),
         ]
         ratios = []
         for number in range(args.rounds):

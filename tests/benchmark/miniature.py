@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from bench.benchmark_layout import write_shards
 
 NOUNS = (
     *("owl", "map", "drum", "sail", "apple", "iris", "kite", "oak", "urn"),
@@ -41,22 +42,6 @@ class Mini:
     metadata: list[list[int]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
-
-
-def write_shards(
-    folder: Path, split: str, samples: list[dict[str, bytes]], shards: int = 2
-) -> None:
-    root = folder / split
-    root.mkdir(parents=True, exist_ok=True)
-    size = -(-len(samples) // shards)
-    for shard in range(shards):
-        with tarfile.open(root / f"{shard}.tar", "w") as archive:
-            for number, members in enumerate(samples[shard * size : (shard + 1) * size]):
-                for suffix, data in members.items():
-                    header = tarfile.TarInfo(f"s{shard * size + number:07d}.{suffix}")
-                    header.size = len(data)
-                    archive.addfile(header, io.BytesIO(data))
-    (root / "nshards.txt").write_text(f"{shards}\n")
 
 
 def labelled(
