@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastclip.benchmark.features import Parts
+from fastclip.benchmark.devices import devices_of, other_devices
+from fastclip.benchmark.features import Helper, Parts
 from fastclip.benchmark.model import Subject, load_subject
 from fastclip.benchmark.read import read_captioned, read_labelled
 from fastclip.benchmark.results import metrics_table, read_record, record, write_record
@@ -34,7 +35,7 @@ class Plan:
 
     dataset: str
     fingerprint: str
-    run: Callable[[Subject, Callable[[str], Parts]], Outcome]
+    run: Callable[[Subject, Callable[[str], Parts], Work], Outcome]
 
 
 def evaluate(options: EvalOptions, say: Say) -> None:
@@ -42,15 +43,17 @@ def evaluate(options: EvalOptions, say: Say) -> None:
     out = Path(options.out or "results.json")
     if out.is_dir():
         raise UserError(f"--out {out}: a folder; give a file name that ends in .json")
-    work = work_of(options)
-    plan = _plan(options, work)  # mistakes in the data are told before the model is loaded
+    plan = _plan(options)  # mistakes in the data are told before the model is loaded
     make_folder(out.parent)
-    subject = load_subject(options)
+    devices = devices_of(options)
+    subject = load_subject(replace(options, device=devices[0]))
     fingerprint = combined(subject.fingerprint, plan.fingerprint, options.task, options.seed)
     result = read_record(out, fingerprint)
     if result is None:
         folder = out.with_name(f"{out.name}.parts") / fingerprint[:16]
-        outcome = plan.run(subject, lambda name: Parts(folder / name))
+        with other_devices(options, devices[1:]) as others:
+            work = work_of(options, others)
+            outcome = plan.run(subject, lambda name: Parts(folder / name), work)
         task = _REFERENCE_TASKS[options.task or ""]
         result = record(subject, plan.dataset, task, outcome, fingerprint)
         write_record(out, result)
@@ -61,21 +64,21 @@ def evaluate(options: EvalOptions, say: Say) -> None:
     say(f"{table}\n\n{out} and {out.with_suffix('.md').name} hold this.")
 
 
-def _plan(options: EvalOptions, work: Work) -> Plan:
+def _plan(options: EvalOptions) -> Plan:
     data = Path(options.data or "")
     if options.task == "retrieval":
         captioned = read_captioned(options, data, options.split)
         return Plan(
             captioned.name,
             captioned.fingerprint(),
-            lambda subject, parts: retrieval(subject, captioned, parts("pictures"), work),
+            lambda subject, parts, work: retrieval(subject, captioned, parts("pictures"), work),
         )
     test = read_labelled(options, data, options.split)
     if options.task == "zeroshot":
         return Plan(
             test.name,
             test.fingerprint(),
-            lambda subject, parts: zero_shot(subject, test, parts("pictures"), work),
+            lambda subject, parts, work: zero_shot(subject, test, parts("pictures"), work),
         )
     train = read_labelled(options, Path(options.train_data or data), options.train_split)
     if train.classnames != test.classnames:
@@ -85,18 +88,19 @@ def _plan(options: EvalOptions, work: Work) -> Plan:
     return Plan(
         test.name,
         combined(train.fingerprint(), test.fingerprint()),
-        lambda subject, parts: linear_probe(
+        lambda subject, parts, work: linear_probe(
             subject, train, test, parts("train"), parts("test"), work, seed=options.seed
         ),
     )
 
 
-def work_of(options: EvalOptions) -> Work:
-    """Loader processes: by default one a core, but for the one that the model keeps busy."""
+def work_of(options: EvalOptions, others: Sequence[Helper]) -> Work:
+    """Loader processes: by default one a core, but for those that the models keep busy, shared out to the devices."""
     workers = options.workers
     if workers is None:
-        workers = min(8, max(1, len(os.sched_getaffinity(0)) - 1))
-    return Work(options.batch_size, workers)
+        cores = len(os.sched_getaffinity(0))
+        workers = min(8, max(1, cores // (1 + len(others)) - 1))
+    return Work(options.batch_size, workers, others)
 
 
 def combined(*parts: Any) -> str:

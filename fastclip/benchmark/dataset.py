@@ -58,6 +58,11 @@ class Riddles:
         return _digest(self.places, repr((self.cues, self.candidates, right)).encode())
 
 
+def causes(bad: Mapping[str, int]) -> str:
+    """How many samples were left out, by cause, as part of a sentence; "" where none was."""
+    return ", ".join(f"{cause}: {count}" for cause, count in sorted(bad.items()))
+
+
 def _digest(places: Sequence[Place], *contents: bytes) -> str:
     """Of contents, and of names, sizes and times of change of the files that hold the pictures."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from fastclip.config.images import PreprocessConfig
 from fastclip.config.train_config import Precision
 from fastclip.data.packing import PackRule
 from fastclip.data.tokenizer import build_tokenizer
-from fastclip.errors import DataError, EnvironmentProblem, InputMissing, UserError
+from fastclip.errors import DataError, InputMissing, UserError
 from fastclip.eval.encoder import ModelEncoder
 from fastclip.model.factory import create_model
 from fastclip.model.model_config import schema_of, tokenizer_spec
@@ -40,10 +40,12 @@ class Subject:
 
 
 def load_subject(options: EvalOptions) -> Subject:
-    """Raises UserError, InputMissing, DataError (weights that do not fit or are not finite) or
-    EnvironmentProblem."""
+    """On `options.device`, one device. Raises UserError, InputMissing, or DataError (weights that do not fit or
+    are not finite)."""
     name, weights = _what(options)
-    device = _device(options.device)
+    device = torch.device(options.device or "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels are launched on the current one
     precision = options.precision or ("amp" if device.type == "cuda" else "fp32")
     from_folder = weights is not None and schema_of(name) is not None
     model: Any = create_model(
@@ -104,16 +106,6 @@ def _what(options: EvalOptions) -> tuple[str, str | None]:
     if schema_of(name) is not None and not folder.is_file():
         raise UserError(f"--checkpoint {checkpoint}: {name} has no tags; give a file")
     return name, checkpoint
-
-
-def _device(asked: str | None) -> torch.device:
-    try:
-        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise UserError(f"--device {asked!r}: cpu, cuda, or cuda with a number") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentProblem(f"--device {asked}: torch finds no GPU here")
-    return device
 
 
 def _fingerprint(model: nn.Module, source: str, precision: Precision) -> str:

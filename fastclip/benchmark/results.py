@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastclip import __version__
+from fastclip.benchmark.dataset import causes
 from fastclip.benchmark.model import Subject
 from fastclip.benchmark.tasks import Outcome
 from fastclip.benchmark.write import write_whole
@@ -84,7 +85,3 @@ def show(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def causes(bad: Mapping[str, int]) -> str:
-    return ", ".join(f"{cause}: {count}" for cause, count in sorted(bad.items()))

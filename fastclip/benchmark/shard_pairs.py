@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from fastclip.benchmark.dataset import Captioned
+from fastclip.benchmark.dataset import Captioned, causes
 from fastclip.data.bad_samples import BAD_CAPTION, NO_CAPTION, NO_PICTURE
 from fastclip.data.shard_spec import display, expand_shards, is_local, shard_name
 from fastclip.data.shards import CAPTION_SUFFIX
@@ -36,10 +36,8 @@ def read_shard_pairs(spec: str) -> Captioned:
                 places.append(sample.picture)
                 captions.append([caption])
     if not places:
-        causes = ", ".join(f"{cause}: {count}" for cause, count in sorted(left_out.items()))
-        raise DataError(
-            f"--data {spec}: nothing to evaluate on ({causes or 'it holds no samples'})"
-        )
+        why = causes(left_out) or "it holds no samples"
+        raise DataError(f"--data {spec}: nothing to evaluate on ({why})")
     name = Path(shard_name(urls[0])).stem if len(urls) == 1 else spec
     return Captioned(name=name, places=places, captions=captions, left_out=dict(left_out))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastclip.benchmark.command import combined, remove_if_empty, work_of
+from fastclip.benchmark.dataset import causes
+from fastclip.benchmark.devices import devices_of, other_devices
 from fastclip.benchmark.features import Parts
 from fastclip.benchmark.model import Subject, load_subject
-from fastclip.benchmark.results import causes, read_record, record, show, table, write_record
+from fastclip.benchmark.results import read_record, record, show, table, write_record
 from fastclip.benchmark.suite_sets import NUM_AVERAGED, SuiteSet, datacomp_sets
 from fastclip.benchmark.suite_tasks import TASKS
 from fastclip.benchmark.tasks import Work
@@ -19,12 +22,12 @@ from fastclip.config.eval_options import EvalOptions
 from fastclip.errors import (
     DataError,
     EnvironmentProblem,
+    FastclipError,
     InputMissing,
     UserError,
 )
 
 _REFERENCE_TASKS = {"retrieval": "zeroshot_retrieval", "winogavil": "image_association"}
-_CANNOT_BE_READ = (InputMissing, DataError, EnvironmentProblem)
 
 
 class SetResult(NamedTuple):
@@ -58,13 +61,16 @@ def evaluate_suite(options: EvalOptions, say: Callable[[str], None]) -> None:
             f"as {sets[0].folder}, as DataComp's download_evalsets.py writes them"
         )
     make_folder(out)
-    subject, work = load_subject(options), work_of(options)
+    devices = devices_of(options)
+    subject = load_subject(replace(options, device=devices[0]))
     done: list[SetResult] = []
-    for number, of in enumerate(sets, start=1):
-        done.append(_one(subject, of, root, out, work))
-        last = done[-1]
-        figure = last.reason or f"{of.main_metric or 'no main metric'} {show(last.main)}"
-        say(f"[{number}/{len(sets)}] {of.name}: {figure}")
+    with other_devices(options, devices[1:]) as others:
+        work = work_of(options, others)
+        for number, of in enumerate(sets, start=1):
+            done.append(_one(subject, of, root, out, work))
+            last = done[-1]
+            figure = last.reason or f"{of.main_metric or 'no main metric'} {show(last.main)}"
+            say(f"[{number}/{len(sets)}] {of.name}: {figure}")
     remove_if_empty(out / "parts")
     lines = [json.dumps(_datacomp_line(one)) for one in done if one.result is not None]
     write_whole(out / "eval_results.jsonl", "\n".join(lines) + "\n")
@@ -81,6 +87,9 @@ def _one(subject: Subject, of: SuiteSet, root: Path, out: Path, work: Work) -> S
     path = out / f"{of.slug}.json"
     try:
         data = task.read(root, of)
+    except (InputMissing, DataError, EnvironmentProblem) as error:
+        return _not_evaluated(of, error, root)
+    try:
         fingerprint = combined(subject.fingerprint, data.fingerprint(), of.task)
         result = read_record(path, fingerprint)
         if result is None:
@@ -92,9 +101,13 @@ def _one(subject: Subject, of: SuiteSet, root: Path, out: Path, work: Work) -> S
             write_record(path, result)
             parts.remove()
             remove_if_empty(folder)
-    except _CANNOT_BE_READ as error:
-        return SetResult(of, None, str(error).replace(f"{root}/", ""))
+    except (InputMissing, DataError) as error:
+        return _not_evaluated(of, error, root)
     return SetResult(of, result, "")
+
+
+def _not_evaluated(of: SuiteSet, error: FastclipError, root: Path) -> SetResult:
+    return SetResult(of, None, str(error).replace(f"{root}/", ""))
 
 
 def suite_table(model: str, checkpoint: str, done: Sequence[SetResult]) -> str:

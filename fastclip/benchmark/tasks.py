@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastclip.benchmark.dataset import Captioned, Labelled
-from fastclip.benchmark.features import Parts, PictureFeatures, picture_features, text_features
+from fastclip.benchmark.features import (
+    Helper,
+    Parts,
+    PictureFeatures,
+    picture_features,
+    text_features,
+)
 from fastclip.benchmark.model import Subject
 from fastclip.errors import DataError
 from fastclip.eval.caption_retrieval import caption_retrieval_metrics
@@ -31,7 +37,8 @@ class Work(NamedTuple):
     """How pictures are gone through."""
 
     batch_size: int
-    workers: int
+    workers: int  # loader processes of each device
+    others: Sequence[Helper] = ()
 
 
 class Outcome(NamedTuple):

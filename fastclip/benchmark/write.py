@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from fastclip.errors import CannotWrite
@@ -30,7 +31,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         beside.write_bytes(data)
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be that nothing can be there
+            beside.unlink()
         raise CannotWrite(
             f"{path}: {error.strerror or error}; free some space or choose another --out"
         ) from error

@@ -77,8 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how").add_argument
     add("--out", help="results: a .json file (default: results.json); with --suite a folder")
     add("--batch-size", type=int, default=64, help="default: %(default)s")
-    add("--workers", type=int, help="loader processes (default: one a core but one, at most 8)")
+    add(
+        "--workers",
+        type=int,
+        help="loader processes of each device (default: one a core but one, at most 8)",
+    )
     add("--precision", help="as in training (default: amp on a GPU, fp32 elsewhere)")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add(
+        "--device", help="cpu, cuda, cuda:N, or several with commas (default: all GPUs, or the CPU)"
+    )
     add("--seed", type=int, default=0, help="of a linear probe (default: %(default)s)")
     return parser
