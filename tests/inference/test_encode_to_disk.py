@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +89,54 @@ def test_a_stopped_run_goes_on(model, paths, tmp_path):
     found = fastclip.read_features(tmp_path / "out")
     assert (found - directly(model, paths)).abs().max() <= 1e-5
     assert fastclip.encode_to_disk(paths, tmp_path / "out", **options) == (11, [], 0)
+
+
+# Stops for good in the middle of the second shard, or when that is written and has not got its name.
+CHILD = """
+import sys, time
+from pathlib import Path
+import fastclip
+where, model, out, *paths = sys.argv[1:]
+def stop():
+    print("stopped", flush=True)
+    time.sleep(600)
+def items():
+    for number, path in enumerate(paths):
+        if where == "inside" and number == 7:
+            stop()
+        yield path
+replace = Path.replace
+def named(self, to):
+    if where == "unnamed" and to.stem.endswith("1"):
+        stop()
+    return replace(self, to)
+Path.replace = named
+fastclip.encode_to_disk(
+    items(), out, model=fastclip.create_model(f"local-dir:{model}").eval(), batch_size=2, shard_size=4
+)
+"""
+
+
+@pytest.mark.parametrize("where", ["inside", "unnamed"])
+def test_killed_and_started_again(model, paths, tmp_path, where):
+    """By SIGKILL: the shard that was finished is not made again, and the features are those of one big batch."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", CHILD, where, tmp_path / "model", out, *paths]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == b"stopped\n"
+        os.kill(killed.pid, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    first = out / "features-00000.safetensors"
+    left = [first] if where == "inside" else [first, out / "features-00001.partial"]
+    assert sorted(out.iterdir()) == left
+    before = first.stat().st_mtime_ns
+    options = {"model": model, "batch_size": 2, "shard_size": 4}
+    assert fastclip.encode_to_disk(paths, out, **options) == (11, [], 2)
+    assert first.stat().st_mtime_ns == before
+    assert {path.suffix for path in out.iterdir()} == {".safetensors"}
+    found = fastclip.read_features(out)
+    assert (found - directly(model, paths)).abs().max() <= 1e-5
 
 
 def test_pictures_that_cannot_be_read(model, paths, tmp_path, caplog):
