@@ -44,7 +44,7 @@ def load_subject(options: EvalOptions) -> Subject:
     are not finite)."""
     name, weights = _what(options)
     device = torch.device(options.device or "cpu")
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels are launched on the current one
     precision = options.precision or ("amp" if device.type == "cuda" else "fp32")
     from_folder = weights is not None and schema_of(name) is not None

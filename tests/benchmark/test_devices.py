@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastclip.benchmark import features
+from fastclip.benchmark import features, model
 from fastclip.benchmark.devices import devices_of, other_devices
 from fastclip.benchmark.features import Share
+from fastclip.benchmark.suite_sets import datacomp_sets
 from fastclip.cli.main import main
 from fastclip.config.eval_options import EvalOptions
 from fastclip.data.tar_index import Place
@@ -220,6 +221,45 @@ def test_devices(device, gpus, expected, monkeypatch):
     assert devices_of(EvalOptions(checkpoint="c", task="zeroshot", data="x", device=device)) == (
         expected
     )
+
+
+@pytest.mark.parametrize(("device", "current"), [("cuda", []), ("cuda:1", [1]), ("cpu", [])])
+def test_kernels_run_where_the_model_is(device, current, monkeypatch):
+    """Triton launches on the current device, whatever its tensors are on."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(*args: Any, **given: Any) -> None:
+        raise Stop
+
+    made = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", made.append, raising=False)
+    monkeypatch.setattr(model, "create_model", stop)
+    with pytest.raises(Stop):
+        model.load_subject(
+            EvalOptions(model="local-dir:m", task="zeroshot", data="x", device=device)
+        )
+    assert made == current
+
+
+def test_suite(hub, rng, tmp_path, capsys):
+    """The processes stay for all sets; one that cannot be used does not disturb the next."""
+    sets = [of for of in datacomp_sets() if of.task == "zeroshot"][:3]
+    for of in sets:
+        miniature.labelled(tmp_path / "evalsets" / of.folder, rng, count=80)
+    bad = [{"png": b"x", "cls": b"0"}] * 80
+    miniature.write_shards(tmp_path / "evalsets" / sets[1].folder, "test", bad)
+    found = []
+    for device in ("cpu", "cpu,cpu"):
+        out = tmp_path / device
+        words = ["eval", "--suite", "datacomp", "--data-root", str(tmp_path / "evalsets")]
+        words += ["--checkpoint", str(hub), "--out", str(out), "--device", device, "--workers", "0"]
+        assert main([*words, "--batch-size", "16"]) == 65
+        assert "unreadable picture: 80" in capsys.readouterr().err
+        assert not (out / f"{sets[1].slug}.json").exists()
+        found.append([(out / f"{of.slug}.json").read_text() for of in (sets[0], sets[2])])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
