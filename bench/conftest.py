@@ -5,6 +5,7 @@ pytest bench/ [--quick] [--benchmark-json RESULT.json]
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,40 +66,39 @@ def ceilings_of(device: torch.device, sizes: Sizes) -> dict[torch.dtype, Ceiling
     """By the dtype of the products: that of the ops, that of the step."""
     shapes = gemm_shapes(sizes.model, sizes.pairs, 20 * sizes.pairs)
     copied = copy_rate(device)
-    in_step = torch.float32 if sizes.precision == "fp32" else torch.bfloat16
     return {
         dtype: Ceilings(
             gemm_rate(shapes, device, dtype),
             copied,
             None if dtype == torch.float32 else peak_flops(device, "amp_bf16"),
         )
-        for dtype in {sizes.dtype, in_step}
+        for dtype in {sizes.dtype, sizes.step_dtype}
     }
 
 
 @pytest.fixture
-def contest(
+def contest_in(
     benchmark: Any,
     device: torch.device,
     sizes: Sizes,
     ceilings_of: dict[torch.dtype, Ceilings],
     pytestconfig: pytest.Config,
-) -> Contest:
-    """Utilisation against products in the dtype of the ops."""
-    return Contest(benchmark, device, sizes, ceilings_of[sizes.dtype], pytestconfig.stash[_ROWS])
+) -> Callable[[torch.dtype], Contest]:
+    """Utilisation against products in that dtype."""
+    rows = pytestconfig.stash[_ROWS]
+    return lambda dtype: Contest(benchmark, device, sizes, ceilings_of[dtype], rows)
 
 
 @pytest.fixture
-def step_contest(
-    benchmark: Any,
-    device: torch.device,
-    sizes: Sizes,
-    ceilings_of: dict[torch.dtype, Ceilings],
-    pytestconfig: pytest.Config,
-) -> Contest:
-    """Utilisation against products in the precision of the step."""
-    dtype = torch.float32 if sizes.precision == "fp32" else torch.bfloat16
-    return Contest(benchmark, device, sizes, ceilings_of[dtype], pytestconfig.stash[_ROWS])
+def contest(contest_in: Callable[[torch.dtype], Contest], sizes: Sizes) -> Contest:
+    """Of an op."""
+    return contest_in(sizes.dtype)
+
+
+@pytest.fixture
+def step_contest(contest_in: Callable[[torch.dtype], Contest], sizes: Sizes) -> Contest:
+    """Of towers and the whole step."""
+    return contest_in(sizes.step_dtype)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.correctness import with_gradients
-from bench.loss_on_device import ALLOWANCE
+from bench.correctness import ALLOWANCE, with_gradients
 from bench.machine import machine, write
+from bench.paired import reason
 from fastclip_kernels import attention, patch_embed
 from fastclip_kernels.backend import interpreting
 from fastclip_kernels.testing import error_against_fp64
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
                         error_against_fp64(got[what], truth[what], 1e-6) for what in truth
                     ]
                 except Exception as error:  # what fails is a result too, and the others go on
-                    errors[who] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                    errors[who] = reason(error)
             right = isinstance(errors["fastclip"], list) and all(
                 mine <= 2 * theirs + 2 * allowance
                 for mine, theirs in zip(errors["fastclip"], errors["torch"], strict=True)

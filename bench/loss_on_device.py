@@ -11,44 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from bench.ceilings import gemm_rate
+from bench.correctness import ALLOWANCE
+from bench.loss_call import SCALE, SPECIFICATION, forward_and_backward, leaves, results_of
 from bench.loss_peers import Loss, peers
 from bench.machine import machine, write
-from bench.paired import Timing, alternate, ratio
-from fastclip_kernels.loss.reference import clip_loss_reference, siglip_loss_reference
+from bench.paired import Timing, alternate, ratio, reason
 from fastclip_kernels.testing import SCALAR_FLOOR, error_against_fp64, feature_floor
-
-SPECIFICATION = {"clip": clip_loss_reference, "siglip": siglip_loss_reference}
-# What rounding alone may add where the reference happens to be exact.
-ALLOWANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
-SCALE, BIAS = 14.3, -10.0
-
-
-def leaves(
-    rows: int, width: int, dtype: torch.dtype, device: torch.device, seed: int
-) -> list[Tensor]:
-    """(image, text, scale, bias), each requiring a gradient."""
-    generator = torch.Generator(device).manual_seed(seed)
-    features = [
-        F.normalize(torch.randn(rows, width, generator=generator, device=device), dim=1).to(dtype)
-        for _ in range(2)
-    ]
-    scalars = [torch.tensor(value, device=device) for value in (SCALE, BIAS)]
-    return [each.requires_grad_() for each in (*features, scalars[0], scalars[1])]
-
-
-def results_of(loss: Callable[..., Tensor], inputs: list[Tensor]) -> dict[str, Tensor]:
-    value = loss(*inputs)
-    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
-    named = dict(zip(("d image", "d text", "d scale", "d bias"), gradients, strict=True))
-    return {"loss": value.detach(), **{name: g for name, g in named.items() if g is not None}}
 
 
 def errors(
@@ -68,7 +42,7 @@ def errors(
         try:
             got = results_of(loss, inputs)
         except Exception as error:  # a peer may fail in any way
-            found[name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            found[name] = reason(error)
             continue
         found[name] = {
             what: error_against_fp64(
@@ -108,18 +82,6 @@ def check(out: Path, device: torch.device, sizes: list[tuple[int, int]]) -> bool
     return good
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of the vendor's GEMM on square matrices: the ceiling that these losses have."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-
-    def multiply() -> None:
-        torch.mm(a, b)
-
-    timing = alternate({"gemm": multiply}, device, rounds=9)["gemm"]
-    assert isinstance(timing, Timing), timing
-    return 2 * size**3 / timing.median
-
-
 def compare_speed(
     out: Path,
     device: torch.device,
@@ -135,7 +97,8 @@ def compare_speed(
     all of which are written after each.
     """
     started = time.monotonic()
-    ceiling = gemm_rate(device, dtype, 8192 if device.type == "cuda" else 1024)
+    side = 8192 if device.type == "cuda" else 1024
+    ceiling = gemm_rate([(side, side, side)], device, dtype)
     for rows, width in sizes:
         for kind in SPECIFICATION:
             if time.monotonic() - started > seconds:
@@ -144,7 +107,7 @@ def compare_speed(
             torch._dynamo.reset()
             losses, missing = peers(kind, compiled=compiled)
             inputs = leaves(rows, width, dtype, device, seed=rows)
-            ways = {name: _step(loss, inputs) for name, loss in losses.items()}
+            ways = {name: forward_and_backward(loss, inputs) for name, loss in losses.items()}
             timings = alternate(ways, device, rounds)
             ours = timings["fastclip"]
             # what the mathematics needs: one GEMM forward and two backward
@@ -172,15 +135,6 @@ def compare_speed(
             cases.append({"loss": kind, "rows": rows, "width": width, "dtype": str(dtype),
                           "gemm_flops": ceiling, "ways": rows_of_table, "missing": missing})  # fmt: skip
             write(out / "loss_speed.json", {"machine": machine(device), "cases": cases})
-
-
-def _step(loss: Loss, inputs: list[Tensor]) -> Callable[[], None]:
-    def step() -> None:
-        for each in inputs:
-            each.grad = None
-        loss(*inputs).backward()
-
-    return step
 
 
 def main(arguments: list[str] | None = None) -> int:

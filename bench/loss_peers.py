@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import fastclip_kernels
+from bench.paired import in_one_line
 from fastclip_kernels.backend import interpreting
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -116,5 +117,5 @@ def peers(kind: str, *, compiled: bool) -> tuple[dict[str, Loss], dict[str, str]
         try:
             found[name] = make()
         except Exception as error:  # an installed peer may fail to import without a GPU
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            missing[name] = in_one_line(error)
     return found, missing

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench.correctness import ROUNDING, require_right, wrongs
-from bench.loss_on_device import SCALE, leaves, results_of
+from bench.loss_call import SCALE, leaves, results_of
 from bench.loss_peers import reference_losses
 from bench.paired import in_turn, time_once
 from bench.rows import OURS, REFERENCE

@@ -19,10 +19,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from bench.correctness import wrongs
-from bench.loss_on_device import ALLOWANCE, SPECIFICATION, leaves, results_of
+from bench.correctness import ALLOWANCE, wrongs
+from bench.loss_call import SPECIFICATION, leaves, results_of
 from bench.machine import machine, write
-from bench.paired import Timing, alternate, ratio
+from bench.paired import Timing, alternate, ratio, reason
 from fastclip_kernels import clip_loss, siglip_loss
 from fastclip_kernels.backend import interpreting
 from fastclip_kernels.loss import triton_chunks
@@ -90,7 +90,7 @@ def compare(
                 kernel, launch, lambda: results_of(lambda *g: loss(*g, backend="triton"), few)
             )
         except Exception as error:  # too much shared memory, or whatever the compiler says
-            refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            refused[name] = reason(error)
             continue
         found = wrongs(got, truth, usual, ALLOWANCE[dtype])
         if found:

@@ -72,7 +72,12 @@ def reason(error: Exception) -> str:
     """One line on why a way has no time."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(error):
         return "out of memory"
-    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return f"failed: {in_one_line(error)}"
+
+
+def in_one_line(error: Exception) -> str:
+    """Its class and the beginning of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def alternate(

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from bench.captions import DEMO, captions_of, repeated
-from bench.loss_on_device import machine, write
+from bench.machine import machine, write
 from bench.memory_of_step import ROOT, of_this_process
 from bench.resident_step import our_step
 

@@ -37,7 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     from bench import test_loss
 
-    share, right, peers = config.getoption("planted"), test_loss._step, test_loss.peers
+    share, right, peers = (
+        config.getoption("planted"),
+        test_loss.forward_and_backward,
+        test_loss.peers,
+    )
     ours: list[Any] = []
 
     def noted(kind: str, **options: Any) -> Any:
@@ -60,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return call
 
     if share:
-        test_loss.peers, test_loss._step = noted, slower
+        test_loss.peers, test_loss.forward_and_backward = noted, slower
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def our_resident(
     texts: Tensor,  # int64 (B, L), on the CPU, where the loader packs
     world: World | None = None,  # None: this process alone
 ) -> Resident:
-    """The trainer's own parts, put together as `train/setup.py` does."""
+    """The trainer's own parts, put together as `train/parts.py` and `train/setup.py` do."""
     from fastclip.config.parse import parse_args
     from fastclip.config.resolve import resolve
     from fastclip.data.batch import Batch, PackedText
@@ -69,9 +69,9 @@ def our_resident(
     from fastclip.train.distributed import World
     from fastclip.train.losses import gather_early, make_loss
     from fastclip.train.packed_captions import choose_packing
+    from fastclip.train.parts import prepare_for_training, wrap
     from fastclip.train.precision import autocast_factory, input_dtype
     from fastclip.train.recompute_choice import recompute_less_if_it_fits
-    from fastclip.train.setup import prepare_for_training, wrap
     from fastclip.train.step import Forward, PlainStep
 
     config, world = resolve(parse_args(flags)), world or World(device=images.device)

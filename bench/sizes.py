@@ -30,6 +30,11 @@ class Sizes:
     trainer_pairs: int
     compiled: bool  # whether the reference is compiled too, which takes minutes
 
+    @property
+    def step_dtype(self) -> torch.dtype:
+        """Of the products in towers and step."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+
 
 QUICK = Sizes(
     model="ViT-S-32-alt", pairs=8, precision="fp32", dtype=torch.float32,

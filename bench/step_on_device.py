@@ -32,7 +32,7 @@ import fastclip
 from bench.captions import DEMO, captions_of, repeated, stretched_ids
 from bench.ceilings import gemm_rate, gemm_shapes, useful_flops
 from bench.machine import machine, write
-from bench.paired import Timing, alternate, ratio
+from bench.paired import Timing, alternate, ratio, reason
 from bench.resident_step import Step, our_step, reference_step
 from fastclip.model.model_config import load_config
 from fastclip.train.mfu import peak_flops
@@ -86,7 +86,7 @@ def run_alone(way: Way, device: torch.device) -> Alone | str:
         step = way.make()
         timing = alternate({"step": step}, device, rounds=3, warm_up=3)["step"]
     except Exception as error:  # one that cannot be built must not cost the others
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        return reason(error)
     if isinstance(timing, str):
         return timing
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from bench.contest import Contest
-from bench.correctness import ROUNDING, require_right, wrongs
-from bench.loss_on_device import SCALE, SPECIFICATION, leaves, results_of
+from bench.correctness import ROUNDING, wrong_peers
+from bench.loss_call import SCALE, SPECIFICATION, forward_and_backward, leaves, results_of
 from bench.loss_peers import Loss, peers
-from bench.paired import reason
-from bench.rows import OURS, REFERENCE, Work
+from bench.rows import REFERENCE, Work
 from fastclip_kernels.testing import SCALAR_FLOOR, feature_floor
 
 CHECKED = 2048  # rows, at most: every logit is in memory in float64
@@ -36,33 +34,9 @@ def check(
         what: feature_floor(SCALE, rows) if value.ndim else SCALAR_FLOOR
         for what, value in truth.items()
     }
-    bad: dict[str, str] = {}
-    for name, loss in losses.items():
-        if name == REFERENCE:
-            continue
-        ours = name.startswith(OURS)
-        try:
-            got = results_of(loss, inputs)
-        except Exception as error:
-            if ours:
-                raise
-            bad[name] = reason(error)  # a peer may fail in any way
-            continue
-        found = wrongs(got, truth, yardstick, ROUNDING[dtype], floors)
-        if ours:
-            require_right(f"{kind}_loss {rows}x{width} {dtype}, {name}", found)
-        elif found:
-            bad[name] = f"wrong, so not timed: {'; '.join(found)}"
-    return bad
-
-
-def _step(loss: Loss, inputs: list[Tensor]) -> Callable[[], None]:
-    def step() -> None:
-        for each in inputs:
-            each.grad = None
-        loss(*inputs).backward()
-
-    return step
+    calls = {name: partial(results_of, loss, inputs) for name, loss in losses.items()}
+    op = f"{kind}_loss {rows}x{width} {dtype}"
+    return wrong_peers(op, calls, truth, yardstick, ROUNDING[dtype], floors)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -79,7 +53,11 @@ def test_loss(kind: str, loss_size: tuple[int, int], contest: Contest) -> None:
     contest.run(
         "loss",
         f"{kind} {rows} x {width}",
-        {name: _step(loss, inputs) for name, loss in losses.items() if name not in bad},
+        {
+            name: forward_and_backward(loss, inputs)
+            for name, loss in losses.items()
+            if name not in bad
+        },
         # one product forward and two backward; features in twice, their gradients out
         Work(rows, flops=3 * 2 * rows * rows * width, bytes=3 * 2 * rows * width * item),
         missing={**missing, **bad},

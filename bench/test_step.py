@@ -80,9 +80,7 @@ def test_image_tower(batch: tuple[Tensor, Tensor], step_contest: Contest) -> Non
         {name: tower(made[name], "image_features") for name in (OURS, REFERENCE)},
         Work(sizes.pairs, sizes.pairs * image_flops(sizes.model)),
         missing={},
-        rounds=sizes.step_rounds,
-        warm_up=1,  # and the call whose memory is counted
-        **precision_of(sizes),
+        **options_of(sizes),
     )
 
 
@@ -98,10 +96,8 @@ def test_text_tower(mean: int, batch: tuple[Tensor, Tensor], step_contest: Conte
         {name: tower(made[name], "text_features") for name in (OURS, REFERENCE)},
         Work(sizes.pairs, sizes.pairs * text_flops(sizes.model, tokens)),
         missing={},
-        rounds=sizes.step_rounds,
-        warm_up=1,  # and the call whose memory is counted
         mean_tokens=tokens,
-        **precision_of(sizes),
+        **options_of(sizes),
     )
 
 
@@ -118,10 +114,8 @@ def test_step(mean: int, batch: tuple[Tensor, Tensor], step_contest: Contest) ->
         {name: resident.step for name, resident in built.items()},
         Work(sizes.pairs, sizes.pairs * useful_flops(sizes.model, tokens)),
         missing={} if sizes.compiled else {_COMPILED: "not asked for"},
-        rounds=sizes.step_rounds,
-        warm_up=1,  # and the call whose memory is counted
         mean_tokens=tokens,
-        **precision_of(sizes),
+        **options_of(sizes),
     )
 
 
@@ -130,5 +124,6 @@ def mean_of(texts: Tensor) -> float:
     return float((texts.argmax(dim=1) + 1).double().mean())
 
 
-def precision_of(sizes: Sizes) -> dict[str, Any]:
-    return {"precision": sizes.precision}
+def options_of(sizes: Sizes) -> dict[str, Any]:
+    """Of `Contest.run`, for what takes as long as a step; one call to warm up, and that whose memory is counted."""
+    return {"rounds": sizes.step_rounds, "warm_up": 1, "precision": sizes.precision}

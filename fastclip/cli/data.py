@@ -6,11 +6,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from fastclip.cli.job import Job
+from fastclip.cli.one_line_parser import OneLineParser
 from fastclip.cli.stdout import say
-from fastclip.errors import UserError
 
 _SHARDS = "shards as --train-data takes them: a folder, braces, a list, addresses"
 
@@ -68,19 +67,11 @@ def _csv(words: argparse.Namespace) -> Job:
     return Job(run=run, debug=False)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="fastclip data", description="What is trained on, before it is.", allow_abbrev=False
-    )
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="fastclip data", description="What is trained on, before it is.")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="{check,pack,csv}")
     check = tasks.add_parser(
         "check",
-        allow_abbrev=False,
         help="read shards as training does, and say what it will make of them",
         description="Reads shards as training does. Writes sizes.json, a report (data_check.json and .md) and every "
         "bad member (data_check.bad.jsonl). Exit status 65 where nothing is usable or too much is bad.",
@@ -107,7 +98,6 @@ def _parser() -> _Parser:
     )
     pack = tasks.add_parser(
         "pack",
-        allow_abbrev=False,
         help="write new shards: resized, of one size, without what is bad",
         description="Writes new shards with the pictures and captions that decode, in their order, sizes.json and "
         "manifest.json. A run that was cut short goes on when the same command is given again.",
@@ -143,7 +133,6 @@ def _parser() -> _Parser:
     )
     labelled = tasks.add_parser(
         "csv",
-        allow_abbrev=False,
         help="write the captions of a folder of labelled pictures",
         description="Writes the captions of FOLDER/LABEL/PICTURE.jpg as a file for `fastclip train --dataset-type csv "
         "--train-data FILE`.",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from fastclip.cli.job import Job
+from fastclip.cli.one_line_parser import OneLineParser
 from fastclip.cli.stdout import say
 from fastclip.config.parse import parse_args
 from fastclip.config.resolve import resolve
@@ -30,7 +30,7 @@ _EXAMPLE_DATA = ["--dataset-type", "synthetic", "--train-num-samples", "1000000"
 
 def prepare(argv: Sequence[str]) -> Job:
     """Parse `argv`: raises UserError as `fastclip train` would for its flags; exits after `--help`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = OneLineParser(add_help=False)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     own, words = parser.parse_known_args(argv)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NoReturn
 
 from fastclip.cli.job import Job
+from fastclip.cli.one_line_parser import OneLineParser
 from fastclip.cli.stdout import say
 from fastclip.config.eval_options import EvalOptions
-from fastclip.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `fastclip eval --help` lists the flags")
 
 
 def prepare(argv: Sequence[str]) -> Job:
@@ -36,12 +29,12 @@ def prepare(argv: Sequence[str]) -> Job:
     return Job(run=run, debug=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="fastclip eval",
         description="Evaluates a checkpoint with the definitions of CLIP_benchmark and DataComp. Start it again with "
         "the same flags and it goes on where it was stopped.",
-        allow_abbrev=False,
+        hint="; `fastclip eval --help` lists the flags",
     )
     add = parser.add_argument_group("what is evaluated").add_argument
     add("--model", help="a model's name, local-dir:PATH or hf-hub:ORG/REPO")

@@ -51,11 +51,11 @@ def prepare(argv: Sequence[str]) -> Job:
 
 def _parser() -> OneLineParser:
     parser = OneLineParser(
-        "fastclip export",
-        "Write a checkpoint as a folder that open_clip or transformers opens, with tokenizer, "
+        prog="fastclip export",
+        description="Write a checkpoint as a folder that open_clip or transformers opens, with tokenizer, "
         "preprocessing and a model card. The folder is opened again and features are compared "
         "before it gets its name.",
-        "The model is said by fastclip train's own flags: --model, --force-image-size, "
+        epilog="The model is said by fastclip train's own flags: --model, --force-image-size, "
         "--force-context-length, --force-quick-gelu, --force-custom-text, --image-mean, --image-std, "
         "--image-interpolation, --image-resize-mode, --tokenizer.",
     )

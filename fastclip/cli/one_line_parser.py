@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastclip.errors import UserError
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """No abbreviations; raises UserError for what argparse would print and exit with."""
+    """No abbreviations; raises UserError for what argparse would print and exit with.
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+    Takes argparse's own keywords, and `hint`, which ends every message. Its sub-parsers are of this class.
+    """
+
+    def __init__(self, *, hint: str = "", **keywords: Any) -> None:
+        super().__init__(**keywords, allow_abbrev=False)
+        self._hint = hint
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message))
+        raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", message) + self._hint)

@@ -255,9 +255,8 @@ class OptimConfig:
         checks.positive("--accum-freq", self.accum_freq)
         checks.not_negative("--warmup", self.warmup)
         checks.not_negative("--epochs-cooldown", self.epochs_cooldown)
-        checks.positive(
-            "--grad-clip-norm", self.grad_clip_norm
-        )  # infinity clips nothing, and is allowed
+        # infinity clips nothing, and is allowed
+        checks.positive("--grad-clip-norm", self.grad_clip_norm)
         for flag, value in (
             ("--lr", self.lr),
             ("--beta1", self.beta1),

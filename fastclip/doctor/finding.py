@@ -22,9 +22,8 @@ class Finding:
     verdict: Verdict
     found: str  # one line
     advice: str = ""  # one line: what to do; empty where nothing need be done
-    status: ExitCode = (
-        ExitCode.DONE
-    )  # how `fastclip train` with these flags would end because of it
+    # how `fastclip train` with these flags would end because of it
+    status: ExitCode = ExitCode.DONE
 
 
 @dataclass(frozen=True, slots=True)

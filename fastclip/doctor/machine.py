@@ -59,9 +59,7 @@ class Torch:
     architectures: tuple[str, ...] = ()  # sm_80, ...
     gpus: tuple[TorchGpu, ...] = ()
     why_no_gpu: str = ""  # in torch's words
-    allocator_problem: str | None = (
-        None  # what torch says of the allocator's settings; None: nothing
-    )
+    allocator_problem: str | None = None  # what torch says of its settings; None: nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +88,8 @@ class Machine:
     environment: Mapping[str, str] = field(default_factory=dict)
     driver: Driver | str  # or why there is none
     torch: Torch
-    distributions: Mapping[str, str] = field(
-        default_factory=dict
-    )  # installed, normalised -> version
+    # of what is installed: normalised name -> version
+    distributions: Mapping[str, str] = field(default_factory=dict)
     torch_requires: tuple[str, ...] = ()  # requirements of the torch distribution
     imports: Mapping[str, Import] = field(default_factory=dict)  # of packages that were found
     ports: tuple[Port, ...] = ()

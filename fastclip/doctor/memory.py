@@ -10,9 +10,8 @@ from fastclip.errors import ExitCode
 _AHEAD = 2  # batches that torch's DataLoader keeps ready for each loader process, by default
 _FILES_PER_BATCH = 16  # a shared tensor is an open file; at most so many tensors to a batch
 _FILES_OF_A_RANK = 256  # torch, CUDA, sockets, log, shards
-_LOADER_BYTES = (
-    400 << 20
-)  # Python, torch and the tokenizer, beside the shuffle buffer: measured at 350 MB
+# Python, torch and the tokenizer, beside the shuffle buffer: measured at 350 MB
+_LOADER_BYTES = 400 << 20
 _RANK_BYTES = 4 << 30  # torch, CUDA and what DALI keeps on the host
 
 

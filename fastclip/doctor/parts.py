@@ -25,8 +25,8 @@ from fastclip.train.compiling import set_up_compiling
 from fastclip.train.distributed import usable_device_type
 from fastclip.train.losses import loss_backend
 from fastclip.train.packed_captions import choose_packing
+from fastclip.train.parts import check_vocabulary, tokenizer_of
 from fastclip.train.precision import product_dtype
-from fastclip.train.setup import check_vocabulary, tokenizer_of
 from fastclip_kernels.self_attention.dispatch import choose, facts_of
 
 

@@ -19,9 +19,8 @@ _NOT_SHOWN = {
     *("logs", "name", "rank", "world_size", "device", "dist_url", "dist_backend", "remote_sync"),
     *("wandb_notes", "wandb_project_name", "report_to", "resume", "cache_dir", "debug"),
 }
-_SECRETS = re.compile(
-    r"(?<=://)[^/@\s]+@|\?(?:(?!::)[^\s'\"])*"
-)  # user:password@ and ?token=... of an URL
+# user:password@ and ?token=... of an URL
+_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|\?(?:(?!::)[^\s'\"])*")
 
 
 class Evaluation(NamedTuple):

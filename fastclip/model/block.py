@@ -53,9 +53,8 @@ class Attention(nn.Module):
         self.project: Callable[[Attention, Tensor, Pointwise], Heads] = to_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(
-            width, width
-        )  # draws before in_proj_weight does, as in the reference
+        # draws before in_proj_weight does, as in the reference
+        self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 

@@ -112,12 +112,10 @@ def create_model(
             **config_overrides,
         )
 
-    if force_quick_gelu:
-        config = replace(config, quick_gelu=True)
-    if force_custom_text:
-        config = replace(config, custom_text=True)
     config = replace(
         config,
+        quick_gelu=force_quick_gelu or config.quick_gelu,
+        custom_text=force_custom_text or config.custom_text,
         vision_cfg=_replace_given(
             config.vision_cfg, patch_dropout=force_patch_dropout, image_size=force_image_size
         ),
@@ -129,20 +127,9 @@ def create_model(
     if pretrained:
         found = find_pretrained(canonical_name(name), pretrained, cache_dir)
         weights, preprocess = found.path, found.preprocess
-        if found.quick_gelu is not None and found.quick_gelu != config.quick_gelu:
-            logger.warning(
-                "--pretrained %s was trained with quick_gelu=%s and this model has quick_gelu=%s: "
-                "features will be off%s",
-                pretrained,
-                found.quick_gelu,
-                config.quick_gelu,
-                "; add --force-quick-gelu" if found.quick_gelu else "",
-            )
+        _warn_of_another_activation(pretrained, found.quick_gelu, config)
     if weights is None and require_pretrained:
         raise UserError(f"{name}: pretrained weights are required, and none were given")
-    if weights is None and load_weights and schema_of(name):
-        logger.warning("%s holds no weights: the model starts from random ones", name)
-
     if weights is None and load_weights and schema_of(name):
         logger.warning("%s holds no weights: the model starts from random ones", name)
 
@@ -258,6 +245,20 @@ def _native_source(name: str) -> tuple[CLIPConfig | None, Mapping[str, Any], Pat
     if schema is None and stem not in reference_only_models():
         raise unknown_model(name)
     return None, {}, None
+
+
+def _warn_of_another_activation(
+    pretrained: str, quick_gelu: bool | None, config: CLIPConfig
+) -> None:
+    if quick_gelu is not None and quick_gelu != config.quick_gelu:
+        logger.warning(
+            "--pretrained %s was trained with quick_gelu=%s and this model has quick_gelu=%s: "
+            "features will be off%s",
+            pretrained,
+            quick_gelu,
+            config.quick_gelu,
+            "; add --force-quick-gelu" if quick_gelu else "",
+        )
 
 
 def _replace_given(config: Any, **changes: Any) -> Any:

@@ -23,9 +23,7 @@ class Memory:
     work: int  # casts of weights and whatever else lives for a while, at the peak
     loss: int  # features of all ranks, and one chunk of logits
     second_gradients: int  # DDP's new buckets beside its old ones, once, before a forward pass
-    batches: (
-        int  # pictures and captions on the device: those of the step, the next, and one on its way
-    )
+    batches: int  # on the device: those of the step, the next, and one on its way
     unusual: int  # more for a batch of captions so long that each takes a row
     reserve: int | None  # kept free for the driver, NCCL, DALI and fragmentation; None: no figure
     available: int | None  # of the device

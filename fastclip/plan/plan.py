@@ -18,9 +18,9 @@ from fastclip.plan.figure import Figure
 from fastclip.plan.prepared import prepared_on_meta
 from fastclip.train.checkpoint import open_checkpoint
 from fastclip.train.distributed import World
+from fastclip.train.parts import check_accumulation, check_vocabulary, tokenizer_of
 from fastclip.train.run import find_resume
 from fastclip.train.run_folder import choose_folder
-from fastclip.train.setup import check_accumulation, check_vocabulary, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from fastclip.errors import UserError
 from fastclip.model.factory import create_training_model, is_native
 from fastclip.train.attention import set_up_attention
 from fastclip.train.packed_captions import choose_packing
-from fastclip.train.setup import prepare_for_training
+from fastclip.train.parts import prepare_for_training
 from fastclip_kernels.self_attention.sdpa import SDPA
 
 _CPU = torch.device("cpu")

@@ -41,9 +41,8 @@ class PartTime:
 class StepProfile:
     steps: int
     step_ms: float  # mean wall time of one, of the thread that trains
-    parts: tuple[
-        PartTime, ...
-    ]  # they add up to `step_ms`, all-reduce apart: that overlaps backward
+    # they add up to `step_ms`, all-reduce apart: that overlaps backward
+    parts: tuple[PartTime, ...]
 
     def as_json(self) -> str:
         return json.dumps({"schema": 1, **asdict(self)}, indent=2) + "\n"

@@ -111,9 +111,8 @@ def account_of(
     usual_rows = samples if packer is None else packer.rows
     product = product_dtype(config.precision)
     augment = config.data.augment
-    number = (
-        4 if augment.use_timm and augment.re_prob else 1
-    )  # bytes: erasing acts on normalised floats
+    # bytes of one of a picture's numbers: erasing acts on normalised floats
+    number = 4 if augment.use_timm and augment.re_prob else 1
     usual, largest = (
         activation_bytes(
             model,
@@ -159,9 +158,8 @@ def _demand(
     # a gradient each, which lies in DDP's buckets where there are some, and AdamW's two moments
     trained = sum(p.nbytes for p in parameters if p.requires_grad)
     narrowed = (p for p in parameters if p.ndim > 1 and p.element_size() > product.itemsize)
-    casts = product.itemsize * sum(
-        p.numel() for p in narrowed
-    )  # autocast holds them through forward
+    # autocast holds these copies through forward
+    casts = product.itemsize * sum(p.numel() for p in narrowed)
     height, width = model.visual.image_size
     towers = 2 if teacher is None else 4
     return Demand(

@@ -18,11 +18,12 @@ from fastclip.train.distributed import World, init_world, leave
 from fastclip.train.evaluation import Evaluation
 from fastclip.train.log import RunLogging
 from fastclip.train.loop import train
+from fastclip.train.parts import Parts, build_parts, wrap_parts
 from fastclip.train.precision import set_backend_precision
 from fastclip.train.remote_sync import RemoteSync
 from fastclip.train.resume_folder import delete_all, find_save
 from fastclip.train.run_folder import RunFolder, choose_folder
-from fastclip.train.setup import Parts, build_parts, build_run, describe_run, wrap_parts
+from fastclip.train.setup import build_run, describe_run
 from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import ScalarWriter, TensorBoardWriter, WandbWriter, Writers
 

@@ -14,16 +14,13 @@ from fastclip.train.gradient_sync import Syncs
 from fastclip.train.packed_captions import Texts, as_given
 from fastclip.train.precision import AutocastFactory
 
-Outputs = dict[
-    str, Tensor
-]  # image_features, text_features, logit_scale, (logit_bias, logits, labels, dist_…)
+# image_features, text_features, logit_scale, (logit_bias, logits, labels, dist_…)
+Outputs = dict[str, Tensor]
 
 Loss = Callable[..., Mapping[str, Tensor]]  # of a step's outputs, by name
 
-_SHARED = (
-    "logit_scale",
-    "logit_bias",
-)  # parameters that every micro-batch sees, not features of one
+# parameters that every micro-batch sees, not features of one
+_SHARED = ("logit_scale", "logit_bias")
 
 
 class StepResult(NamedTuple):

@@ -147,7 +147,18 @@ def test_broken_shards_are_named_and_names_are_no_markup(tmp_path):
     assert "<b>[x](y)" not in (tmp_path / "data_check.md").read_text()
 
 
-@pytest.mark.parametrize("words", [["data"], ["data", "chek"], ["data", "pack", "x"]])
-def test_mistakes_are_one_line(words, capsys):
-    assert main(words) == ExitCode.USAGE
-    assert capsys.readouterr().err.startswith("fastclip data: error: ")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: {check,pack,csv}"),
+        (["chek"], "{check,pack,csv}: invalid choice: 'chek'"),
+        (["pack", "x"], "the following arguments are required: --out"),
+        (["pack", "x", "--out", "y", "--qual", "9"], "unrecognized arguments: --qual 9"),
+        (["check", "x", "--workers", "-1"], "--workers: '-1': a whole number, at least 0"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, capsys):
+    assert main(["data", *words]) == ExitCode.USAGE
+    line, end = capsys.readouterr().err.split("\n")
+    assert line.startswith(f"fastclip data: error: {said}")
+    assert not end

@@ -106,6 +106,8 @@ def test_mistakes_in_flags_are_the_trainers(capsys: pytest.CaptureFixture[str]) 
         "fastclip doctor: error: --lr 'x': expected a number",
         "fastclip doctor: error: unknown flag --wormup; did you mean --warmup?",
     ]
+    assert main(["doctor", "--json=1", *RUN]) == 2
+    assert capsys.readouterr().err.startswith("fastclip doctor: error: --json: ")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

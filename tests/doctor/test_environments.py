@@ -7,7 +7,7 @@ import pytest
 from fastclip.doctor.examine import examine
 from fastclip.doctor.finding import Report
 from fastclip.doctor.machine import Machine
-from fastclip.train.setup import build_parts
+from fastclip.train.parts import build_parts
 from tests.doctor.environments import (
     BARE,
     CRASHING_FLASH,

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastclip.train.distributed import World
 from fastclip.train.loop import train_epoch
-from fastclip.train.setup import prepare_for_training, wrap
+from fastclip.train.parts import prepare_for_training, wrap
 from tests.distributed.launch import run_ranks
 from tests.e2e.trajectories import (
     REDUCED,

@@ -32,9 +32,8 @@ def parts_of(run: Path) -> tuple[dict[str, Any], dict[str, float]]:
 
 @pytest.mark.parametrize("accum", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_profile_is_of_n_steps_and_changes_nothing(accum: str, tmp_path: Path) -> None:
-    samples = str(
-        12 * 8 * int(accum)
-    )  # 12 steps, and one epoch: at its end a wait for data brings none
+    # 12 steps, and one epoch: at its end a wait for data brings none
+    samples = str(12 * 8 * int(accum))
     words = ("--accum-freq", accum, "--batch-size", "8", "--epochs", "1", "--save-frequency", "0")
     words = (*words, "--train-num-samples", samples)
     assert main(arguments(tmp_path, "plain", *words)) == 0

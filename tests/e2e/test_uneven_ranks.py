@@ -30,7 +30,6 @@ def test_one_shard_for_two_ranks_is_refused(tmp_path: Path) -> None:
     refused = finish(arguments(tmp_path, "run", *data), processes=2)
     assert refused.returncode != 0
     assert "--train-data has 1 shard for 2 processes" in refused.stderr
-    assert (
-        "UserError" not in refused.stderr
-    )  # as a traceback would name it; torchrun adds one of its own
+    # as a traceback would name it; torchrun adds one of its own
+    assert "UserError" not in refused.stderr
     assert not (tmp_path / "logs").exists()

@@ -34,9 +34,10 @@ from fastclip.train.attention import set_up_attention
 from fastclip.train.distributed import World
 from fastclip.train.loop import train_epoch
 from fastclip.train.packed_captions import choose_packing
+from fastclip.train.parts import Parts, prepare_for_training
 from fastclip.train.precision import make_scaler
 from fastclip.train.run_folder import RunFolder
-from fastclip.train.setup import Parts, Run, build_run, prepare_for_training
+from fastclip.train.setup import Run, build_run
 from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import Writers
 

@@ -20,7 +20,7 @@ from fastclip.plan.estimate import loss_flops
 from fastclip.plan.prepared import prepared_on_meta
 from fastclip.plan.traffic import Transfer, transfers_of
 from fastclip.train.distributed import World
-from fastclip.train.setup import prepare_for_training, wrap
+from fastclip.train.parts import prepare_for_training, wrap
 from fastclip_kernels import flops
 from fastclip_kernels.loss import clip
 from tests.distributed.collectives import Collective, Collectives

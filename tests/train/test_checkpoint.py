@@ -90,10 +90,8 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    data_start, data_end = (
-        len(whole) // 10,
-        len(whole) * 8 // 10,
-    )  # inside members, not between them
+    # inside members, not between them
+    data_start, data_end = len(whole) // 10, len(whole) * 8 // 10
     taken = 0
     for _ in range(40):
         flipped = bytearray(whole)

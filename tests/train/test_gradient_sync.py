@@ -13,7 +13,7 @@ from fastclip.config.train_config import DistributedConfig
 from fastclip.train import setup
 from fastclip.train.distributed import World
 from fastclip.train.gradient_sync import in_ddp
-from fastclip.train.setup import wrap
+from fastclip.train.parts import wrap
 from tests.distributed.collectives import Collective, Collectives
 from tests.distributed.launch import run_ranks
 from tests.e2e.trajectories import (

@@ -22,7 +22,7 @@ from fastclip.model.clip import CLIP
 from fastclip.model.model_config import parse_config
 from fastclip.train import setup
 from fastclip.train.distributed import World
-from fastclip.train.setup import prepare_for_training
+from fastclip.train.parts import prepare_for_training
 from tests.e2e import trajectories
 from tests.e2e.trajectories import FixedLoader, learnable_batches, our_config, our_run
 from tests.fake_gpu import DEVICE, HostWaits, fake_gpu

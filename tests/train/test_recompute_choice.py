@@ -14,8 +14,8 @@ from fastclip.data.packing import PackRule, TextPacker
 from fastclip.model.activation_bytes import activation_bytes
 from fastclip.train import recompute_choice
 from fastclip.train.distributed import World
+from fastclip.train.parts import prepare_for_training
 from fastclip.train.recompute_choice import recompute_less_if_it_fits
-from fastclip.train.setup import prepare_for_training
 from tests.distributed.launch import run_ranks
 from tests.e2e.trajectories import REDUCED, our_config, our_model, reference_model
 

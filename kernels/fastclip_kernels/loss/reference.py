@@ -1,11 +1,12 @@
 """The losses as the papers write them: every logit in memory, autograd for the gradients.
 
 This is the specification that the other forms are tested against; it takes any float dtype and one
-process.
+process. With z_ij = scale · <image_i, text_j> + bias:
 
-    clip    L = 1/(2B) Σ_i [lse_j z_ij - z_ii] + [lse_j z_ji - z_ii]      Radford et al. 2021,
-    figure 3 siglip  L = -1/B Σ_ij log σ(y_ij z_ij),  y = +1 on the diagonal, else -1   Zhai et al.
-    2023, equation 1 with    z_ij = scale · <image_i, text_j> + bias
+    clip    L = 1/(2B) Σ_i [lse_j z_ij - z_ii] + [lse_j z_ji - z_ii]
+            Radford et al. 2021, figure 3
+    siglip  L = -1/B Σ_ij log σ(y_ij z_ij), y = +1 on the diagonal, else -1
+            Zhai et al. 2023, equation 1
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ class Chunk(NamedTuple):
 
     rows: Sums
     columns: Sums | None
-    pairs: (
-        Tensor  # exponents of the pairs in this chunk, in order; shorter where some are elsewhere
-    )
+    pairs: Tensor  # exponents of the pairs in it, in order; shorter where some are elsewhere
 
 
 class Sigmoid(NamedTuple):
@@ -243,8 +241,7 @@ def add_row_gradient(
     scale: Tensor,
     own: Softmax,  # of the M queries
     own_weight: Tensor,  # ()
-    others: tuple[Tensor, Tensor, Tensor]
-    | None,  # top, inverse and weight of the K keys' softmaxes
+    others: tuple[Tensor, Tensor, Tensor] | None,  # the K keys' softmaxes: top, inverse, weight
     first: int,
 ) -> None:
     """total += Σ_j c_ij keys_j over all but the pair, with c_ij = own_weight·p_ij [+ weight_j·q_ij].

@@ -40,10 +40,8 @@ class TritonChunks:
     def bounds(self, queries: int, keys: int, *, forward: bool) -> tuple[int, int]:
         if forward and not self._given:
             launch = launch_for(self._dtype, 1 << 20, kernel="sums", keys=keys)
-            tiles = (
-                12 / launch.block_m + 12 / launch.block_k
-            )  # bytes of partial sums for each logit
-            height = int(PARTIAL_BYTES / tiles / keys)
+            bytes_per_logit = 12 / launch.block_m + 12 / launch.block_k  # of partial sums
+            height = int(PARTIAL_BYTES / bytes_per_logit / keys)
             return min(queries, max(launch.block_m, height - height % launch.block_m)), keys
         budget = COEFFICIENT_BYTES // self._dtype.itemsize
         height = min(queries, 2048)
