@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 USER_AUG = (
     "scale=(0.4,1.0) color_jitter=(0.32,0.32,0.32,0.08) color_jitter_prob=0.8 gray_scale_prob=0.2"
 )
+# Looking at every pixel costs a core more than a training run's copy to its device does.
+_ROWS_APART = 16
 
 
 class Epoch(NamedTuple):
-    """What came out of one, and the mean of its normalised pixels, which tells a wrong decoder."""
+    """What came out of one, and the mean of its normalised pixels, of some rows, which tells a wrong decoder."""
 
     pictures: int
     tokens: int  # ids up to the end of text, of all captions
@@ -66,7 +68,8 @@ def ours(flags: list[str], device_name: str) -> Iterator[Epoch]:
         for batch in loader.epoch(epoch):
             pictures += len(batch.images)
             tokens += _packed_tokens(batch.texts)
-            pixels += ((batch.images.float().mean(dim=(0, 1, 2)) / 255 - mean) / std).mean()
+            seen = batch.images[:, ::_ROWS_APART].float().mean(dim=(0, 1, 2))
+            pixels += ((seen / 255 - mean) / std).mean()
         yield Epoch(pictures, tokens, float(pixels) / loader.num_batches)
 
 
@@ -92,7 +95,7 @@ def reference(flags: list[str], device_name: str) -> Iterator[Epoch]:
             on_device = images.to(device_name, non_blocking=True)
             pictures, count = pictures + len(images), count + 1
             tokens += int((texts.argmax(dim=1) + 1).sum())
-            pixels += float(on_device.mean())
+            pixels += float(on_device[:, :, ::_ROWS_APART].mean())
         yield Epoch(pictures, tokens, pixels / count)
 
 
