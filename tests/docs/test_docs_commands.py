@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from tests.data.shard_files import write_shards
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md"))
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.M | re.S)
@@ -41,7 +43,7 @@ def pages_to_run() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with what a reader of the pages has: the clone's demo set, pictures, and the command."""
+    """A folder with what a reader of the pages has: the clone's demo set, pictures, shards, and the command."""
     (tmp_path / "fastclip").mkdir()
     (tmp_path / "fastclip/demo").symlink_to(ROOT / "fastclip/demo")
     for name in ("cat", "dog"):
@@ -52,6 +54,7 @@ def folder(tmp_path):
         for i in range(2):
             image = Image.new("RGB", (70, 90), (40 * i, 90, 200))
             image.save(tmp_path / "pictures" / name / f"{i}.jpg")
+    write_shards(tmp_path / "shards", [2] * 100)
     (tmp_path / "bin").mkdir()
     for name, start in (("fastclip", "-m fastclip"), ("python", "")):
         script = tmp_path / "bin" / name
