@@ -2,7 +2,8 @@
 
 Programs for addresses get their arguments as a list, never through a shell; only `pipe:` runs one, which is what it is
 for. Every program gets its own process group, is given up when it delivers nothing for a minute, and is killed when
-the reader is closed. One that fails before its first byte is tried three times.
+the reader is closed. One that fails before its first byte is tried three times; a download that breaks off later
+goes on at the byte where it did.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CONNECT_SECONDS = 20
 TRIES = 3
 BACKOFF_SECONDS = 0.5  # doubled with every try
 _BUFFER_BYTES = 1 << 18
+_CANNOT_RESUME = 33  # curl's exit status where a server sends the whole file and not the rest of it
 
 _running: set[int] = set()  # process groups that this process started
 
@@ -58,7 +60,8 @@ def open_shard(url: str) -> BinaryIO:
 
 def _open_program(command: Sequence[str] | str, url: str) -> BinaryIO:
     for attempt in range(1, TRIES + 1):
-        stream = io.BufferedReader(_ProgramOutput(command, url), _BUFFER_BYTES)
+        raw = _Download(command, url) if command[0] == "curl" else _ProgramOutput(command, url)
+        stream = io.BufferedReader(raw, _BUFFER_BYTES)
         try:
             stream.peek(1)
             return cast(BinaryIO, stream)
@@ -86,6 +89,12 @@ def command_for(url: str) -> Sequence[str] | str | None:
     if scheme == "gs":
         return ["gsutil", "-q", "cat", url]
     return None
+
+
+class _ProgramFailed(OSError):
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(f"{name}: the program ended with status {status}")
+        self.status = status
 
 
 class _ProgramOutput(io.RawIOBase):
@@ -116,7 +125,7 @@ class _ProgramOutput(io.RawIOBase):
         if count == 0:
             status = self._process.wait()
             if status != 0:
-                raise OSError(f"{self._name}: the program ended with status {status}")
+                raise _ProgramFailed(self._name, status)
         return count
 
     def close(self) -> None:
@@ -128,4 +137,56 @@ class _ProgramOutput(io.RawIOBase):
             self._process.stdout.close()
             self._process.wait()
             _running.discard(self._process.pid)
+        super().close()
+
+
+class _Download(io.RawIOBase):
+    """What curl fetches, taken up again where it breaks off: TRIES times without a byte, then the error is raised."""
+
+    def __init__(self, command: Sequence[str] | str, url: str) -> None:
+        super().__init__()
+        self._command, self._url = command, url
+        self._received, self._failures = 0, 0
+        self._doubled = 0  # bytes to come that were handed on before
+        self._output = _ProgramOutput(command, url)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            try:
+                count = self._output.readinto(buffer)
+            except OSError as error:
+                self._failures += 1
+                if self._received == 0 or self._failures == TRIES:
+                    raise
+                time.sleep(BACKOFF_SECONDS * 2 ** (self._failures - 1))
+                self._go_on(error)
+                continue
+            if self._doubled and count == 0:
+                raise OSError(f"{display(self._url)}: has become shorter while it was read")
+            if self._doubled >= count > 0:
+                self._doubled -= count
+                continue
+            fresh = count - self._doubled
+            buffer[:fresh] = buffer[self._doubled : count]
+            self._doubled = 0
+            self._received += fresh
+            if fresh:
+                self._failures = 0
+            return fresh
+
+    def _go_on(self, error: OSError) -> None:
+        self._output.close()
+        if isinstance(error, _ProgramFailed) and error.status == _CANNOT_RESUME:
+            self._doubled = self._received
+            self._output = _ProgramOutput(self._command, self._url)
+        else:
+            self._doubled = 0
+            rest = ["curl", "--continue-at", str(self._received), *self._command[1:]]
+            self._output = _ProgramOutput(rest, self._url)
+
+    def close(self) -> None:
+        self._output.close()
         super().close()
