@@ -12,7 +12,8 @@ from PIL import Image, ImageEnhance
 
 from fastclip.config.images import AugmentConfig, PreprocessConfig
 from fastclip.data.draws import UNCHANGED, Draw
-from fastclip.data.image_header import BadImage, decode_rgb
+from fastclip.data.hue import turn_hue
+from fastclip.data.image_header import BadImage, decode_rgb, open_image, to_rgb
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 
@@ -30,7 +31,11 @@ class TrainDecoder:
         self._size = preprocess.size
 
     def __call__(self, data: bytes, draw: Draw) -> np.ndarray:
-        return np.asarray(augment_image(decode_rgb(data), draw, self._size))
+        return self.augmented(open_image(data), draw)
+
+    def augmented(self, image: Image.Image, draw: Draw) -> np.ndarray:
+        """For a caller that has opened the picture, not decoded it, to make the draw."""
+        return np.asarray(augment_image(to_rgb(image), draw, self._size))
 
 
 class EvalDecoder:
@@ -126,7 +131,4 @@ def _adjust(image: Image.Image, operation: int, factor: float) -> Image.Image:
         return ImageEnhance.Contrast(image).enhance(factor)
     if operation == _SATURATION:
         return ImageEnhance.Color(image).enhance(factor)
-    hue, saturation, value = image.convert("HSV").split()
-    shift = int(factor * 255)  # towards zero; a full turn of the hue circle is 256 steps here
-    turned = Image.fromarray(np.asarray(hue) + np.array(shift % 256, dtype=np.uint8))
-    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    return turn_hue(image, int(factor * 255))  # towards zero

@@ -41,8 +41,13 @@ def read_header(data: bytes) -> ImageHeader:
     decoded.
     """
     with open_image(data) as image:
-        width, height = image.size
-        header = ImageHeader(image.format or "", image.mode, height, width)
+        return header_of(image, data)
+
+
+def header_of(image: Image.Image, data: bytes) -> ImageHeader:
+    """`read_header`, of `data` that is open already."""
+    width, height = image.size
+    header = ImageHeader(image.format or "", image.mode, height, width)
     if header.format in ("JPEG", "MPO") and not _jpeg_ends(data):
         raise BadImage("JPEG cut short: no end marker")
     return header
@@ -72,7 +77,11 @@ def decode_rgb(data: bytes) -> Image.Image:
     """The picture in `data` as 8-bit RGB, alpha dropped and palettes resolved as Pillow does.
     Raises BadImage.
     """
-    image = open_image(data)
+    return to_rgb(open_image(data))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`decode_rgb`, of a picture that is open already."""
     try:
         image.load()
         return image.convert("RGB")

@@ -27,7 +27,7 @@ from fastclip.data.dali_form import dali_form
 from fastclip.data.decode_pillow import EvalDecoder, TrainDecoder
 from fastclip.data.draws import AugmentSampler, Draw, stack
 from fastclip.data.erase import RandomErasing
-from fastclip.data.image_header import BadImage, read_header
+from fastclip.data.image_header import BadImage, ImageHeader, header_of, open_image, read_header
 from fastclip.data.position import LoaderPosition, Place
 from fastclip.data.shard_opener import end_programs
 from fastclip.data.shards import Position, RawSample
@@ -232,8 +232,9 @@ class PillowTrain:
         self._tokenizer, self._make_batch = tokenizer, make_batch
 
     def prepare(self, sample: RawSample, epoch: int) -> tuple[np.ndarray, int, str]:
-        draw = draw_for(self._sampler, sample, epoch)
-        return self._decoder(sample.image, draw), draw.erase, sample.caption
+        image = open_image(sample.image)
+        draw = draw_for(self._sampler, sample, header_of(image, sample.image), epoch)
+        return self._decoder.augmented(image, draw), draw.erase, sample.caption
 
     def collate(self, items: list[tuple[np.ndarray, int, str]]) -> Batch:
         images = stack_images([item[0] for item in items])
@@ -249,7 +250,7 @@ class EncodedTrain:
         self._sampler, self._tokenizer = sampler, tokenizer
 
     def prepare(self, sample: RawSample, epoch: int) -> tuple[RawSample, Draw]:
-        draw = draw_for(self._sampler, sample, epoch)
+        draw = draw_for(self._sampler, sample, read_header(sample.image), epoch)
         return sample._replace(image=dali_form(sample.image)), draw
 
     def collate(self, items: list[tuple[RawSample, Draw]]) -> EncodedBatch:
@@ -279,10 +280,9 @@ class EvalPreparer:
         return Batch(images, self._tokenizer([item[1] for item in items]))
 
 
-def draw_for(sampler: AugmentSampler, sample: RawSample, epoch: int) -> Draw:
+def draw_for(sampler: AugmentSampler, sample: RawSample, header: ImageHeader, epoch: int) -> Draw:
     """What happens to this sample this time: a sample served again in an epoch gets another draw, as in the
-    reference. Raises BadImage for a header that no decoder would take."""
-    header = read_header(sample.image)
+    reference."""
     key = f"{sample.key}#{sample.turn}" if sample.turn else sample.key
     return sampler(epoch, key, header.height, header.width)
 
