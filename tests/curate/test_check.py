@@ -18,9 +18,9 @@ from fastclip.data.tokenizer import ClipTokenizer
 from fastclip.errors import ExitCode
 from tests.data.bad_kinds import MAX_MEMBER, all_kinds
 from tests.data.bad_pictures import unusable_pictures
+from tests.data.loaders import build
 from tests.data.pictures import encode, smooth, without_tables
 from tests.data.shard_files import fresh_seed, jpeg, sample_members, tar_bytes, write_shards
-from tests.data.test_loader import build
 
 
 def check(*words: object) -> int:

@@ -17,8 +17,8 @@ from fastclip.data.bad_samples import BAD_SHARD, CUT_SHARD, LINES_PER_CAUSE
 from tests.data import bad_pictures
 from tests.data.bad_data_page import PAGE, page
 from tests.data.bad_kinds import MAX_MEMBER, Kind, all_kinds
+from tests.data.loaders import DECODERS, TOKENIZER, build, numbers
 from tests.data.shard_files import fresh_seed, sample_members, tar_bytes, write_shards
-from tests.data.test_loader import DECODERS, TOKENIZER, build, numbers
 from tests.data.test_shards import all_gone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -1,74 +1,32 @@
-"""Loaders promise: full batches, a function of seed and epoch, whatever is broken in the data; they end when told."""
+"""Loaders promise full batches, a function of seed and epoch; and refuse what cannot give them."""
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastclip.config.images import AugmentConfig, PreprocessConfig
+from fastclip.config.images import AugmentConfig
 from fastclip.config.train_config import DataConfig
 from fastclip.data import decode_dali, shards
 from fastclip.data.bad_samples import (
     BAD_PICTURE,
-    BAD_SHARD,
-    CUT_SHARD,
-    EMPTY_CAPTION,
-    NO_CAPTION,
-    BadSampleNotes,
 )
-from fastclip.data.build import DataLoaders, build_data, why_not_dali
+from fastclip.data.build import why_not_dali
 from fastclip.data.decode_pillow import EvalDecoder
-from fastclip.data.tokenizer import ClipTokenizer
 from fastclip.errors import DataError, EnvironmentProblem, InputMissing, UserError
-from tests.data.pictures import encode, smooth, without_tables
-from tests.data.shard_files import fresh_seed, jpeg, sample_members, tar_bytes, write_shards
-from tests.live_processes import live_processes
+from tests.data.loaders import (
+    DECODERS,
+    PREPROCESS,
+    build,
+    epoch_of,
+    numbers,
+)
+from tests.data.shard_files import fresh_seed, jpeg, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-CPU = torch.device("cpu")
-PREPROCESS = PreprocessConfig(size=(16, 20))
-TOKENIZER = ClipTokenizer(context_length=12)
-needs_dali = pytest.mark.skipif(
-    decode_dali.available() is not None, reason=str(decode_dali.available())
-)
-DECODERS = ["pillow", pytest.param("dali", marks=needs_dali)]
-
-
-def build(
-    seed: int = 0, rank: int = 0, world_size: int = 1, start_epoch: int = 0, **options
-) -> DataLoaders:
-    options = {"batch_size": 4, "workers": 0, "decoder": "pillow"} | options
-    return build_data(
-        DataConfig(**options),
-        PREPROCESS,
-        TOKENIZER,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        device=CPU,
-        start_epoch=start_epoch,
-    )
-
-
-def numbers(texts: torch.Tensor) -> list[int]:
-    """The sample numbers in the captions `caption NUMBER`."""
-    return [
-        int(TOKENIZER.decode(row[2:][row[2:] > 0][:-1].tolist()).replace(" ", "")) for row in texts
-    ]
-
-
-def epoch_of(loader, epoch: int) -> list[tuple[list[int], bytes]]:
-    return [(numbers(texts), images.numpy().tobytes()) for images, texts in loader.epoch(epoch)]
 
 
 # --- reproducible --------------------------------------------------------------------------------
@@ -277,163 +235,6 @@ def test_labelled_pictures_come_with_their_class(tmp_path):
     assert loader.bad.counts == {BAD_PICTURE: 1}
 
 
-# --- bad data ------------------------------------------------------------------------------------
-
-
-def bad_picture(rng: random.Random) -> bytes:
-    return rng.choice(
-        [
-            jpeg(rng.randrange(99))[:-40],
-            b"",
-            b"no picture at all",
-            jpeg(1)[:20],
-            rng.randbytes(200),
-            encode(smooth(24, 24), "PNG")[:300],
-        ]
-    )
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
-def test_batches_stay_full_and_counts_exact_among_bad_pictures(tmp_path, decoder, share):
-    rng = random.Random(fresh_seed())
-    bad = {number for number in range(120) if rng.random() < share}
-    members = []
-    for number in range(120):
-        members += sample_members(number)
-        if number in bad:
-            members[-3] = (members[-3][0], bad_picture(rng))
-    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
-    good = (120 - len(bad)) // 2
-    options = {"train_data": str(tmp_path), "train_num_samples": good // 4 * 4, "decoder": decoder}
-    loader = build(**options).train
-    batches = [batch for batch, _ in epoch_of(loader, 0)]
-    loader.close()
-    assert len(batches) == loader.num_batches == good // 4
-    assert all(len(batch) == 4 for batch in batches)
-    seen = [number for batch in batches for number in batch]
-    assert len(set(seen)) == len(seen)
-    assert not set(seen) & bad
-    # the bad ones that come before the last good one of the epoch
-    source = shards.TrainShards("x", (str(tmp_path / "0.tar"),), seed=0, rank=0, world_size=1)
-    order = source.read(shards.Position(0, 0, 1, 0), BadSampleNotes("x"))
-    expected = 0
-    for sample in order:
-        number = int(sample.caption.split()[1])
-        expected += number in bad
-        if number == seen[-1]:
-            break
-    counted = loader.bad.counts.get(BAD_PICTURE, 0)
-    if decoder == "pillow":
-        assert counted == expected
-    else:  # DALI's batches are read whole before they are decoded
-        assert expected <= counted <= len(bad)
-    assert loader.bad.kept == len(seen)
-
-
-@needs_dali
-def test_members_that_only_the_decoder_finds_bad_are_replaced(tmp_path):
-    """Their header is good and their end mark is there: nothing shows before decoding."""
-    members = []
-    damaged = set(range(5, 60, 9))
-    for number in range(60):
-        members += sample_members(number)
-        if number in damaged:
-            members[-3] = (members[-3][0], without_tables(jpeg(number)))
-    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
-    options = {"train_data": str(tmp_path), "train_num_samples": 48, "workers": 1}
-    seen = {}
-    for decoder in ("dali", "pillow"):
-        loader = build(decoder=decoder, **options).train
-        for epoch in range(2):
-            batches = [batch for batch, _ in epoch_of(loader, epoch)]
-            assert [len(batch) for batch in batches] == [4] * 12
-            seen[decoder, epoch] = batches
-            assert not {n for batch in batches for n in batch} & damaged
-        assert loader.bad.counts[BAD_PICTURE] >= len(damaged)
-        loader.close()
-    # the order is the source's whoever decodes; DALI's good ones wait for the next batch
-    for epoch in range(2):
-        assert seen["dali", epoch] == seen["pillow", epoch]
-
-
-def test_faults_of_shards_cost_their_samples_only(tmp_path, caplog):
-    paths = write_shards(tmp_path, [8, 8, 8])
-    paths[1].write_bytes(paths[1].read_bytes()[:6000])  # cut short
-    paths[2].unlink()  # missing
-    (tmp_path / "0003.tar").write_bytes(
-        tar_bytes([("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.txt", b""), *sample_members(40)])
-    )
-    options = {"train_data": f"{tmp_path}/{{0000..0003}}.tar", "train_num_samples": 12}
-    loader = build(workers=1, **options).train
-    batches = list(loader.epoch(0))
-    loader.close()
-    assert len(batches) == 3
-    assert loader.bad.counts == {BAD_SHARD: 1, CUT_SHARD: 1, NO_CAPTION: 1, EMPTY_CAPTION: 1}
-    assert loader.bad.dropped == 1
-    log = "\n".join(record.getMessage() for record in caplog.records)
-    for word in (
-        "Handling webdataset error (",
-        "Ignoring.",
-        "0001.tar",
-        "byte",
-        "0002.tar",
-        "0003.tar/a",
-    ):
-        assert word in log
-
-
-@pytest.mark.parametrize(
-    ("workers", "resampled", "decoder"),
-    [(0, False, "pillow"), (1, True, "pillow"), (2, False, "pillow"), (1, False, "dali")],
-)
-def test_captions_under_another_name_end_the_run_in_seconds_with_the_names(
-    tmp_path, workers, resampled, decoder
-):
-    if decoder == "dali" and (reason := decode_dali.available()):
-        pytest.skip(reason)
-    for shard in range(2):
-        members = [m for i in range(1100) for m in ((f"{i}.jpg", b"x"), (f"{i}.caption", b"y"))]
-        (tmp_path / f"{shard}.tar").write_bytes(tar_bytes(members))
-    options = {"train_data": str(tmp_path), "train_num_samples": 10**6, "decoder": decoder}
-    loader = build(workers=workers, dataset_resampled=resampled, **options).train
-    started = time.monotonic()
-    with pytest.raises(DataError, match=r"--train-data .*no caption in .*caption, jpg") as caught:
-        list(loader.epoch(0))
-    assert time.monotonic() - started < 10
-    assert "\n" not in str(caught.value)
-    loader.close()
-
-
-def test_pictures_none_of_which_decodes_end_the_run(tmp_path):
-    members = [m for i in range(30) for m in ((f"{i}.jpg", b"junk"), (f"{i}.txt", b"y"))]
-    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
-    data = build(train_data=str(tmp_path), val_data=str(tmp_path), train_num_samples=100, workers=1)
-    with pytest.raises(DataError, match=r"among 30 samples; .*unreadable picture in 0\.tar/"):
-        list(data.train.epoch(0))
-    with pytest.raises(
-        DataError, match=r"--val-data .*nothing to evaluate on .*unreadable picture: 30"
-    ):
-        list(data.val)
-
-
-def test_too_large_a_part_of_bad_samples_ends_the_run_at_the_end_of_an_epoch(tmp_path):
-    members = [m for i in range(40) for m in sample_members(i)]
-    members += [m for i in range(10) for m in ((f"b{i}.jpg", b"junk"), (f"b{i}.txt", b"y"))]
-    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
-    options = {"train_data": str(tmp_path), "train_num_samples": 40, "workers": 1}
-    for share in (0.2, 0.19):
-        loader = build(max_bad_fraction=share, **options).train
-        given = []
-        if share == 0.2:
-            given += loader.epoch(0)
-        else:
-            with pytest.raises(DataError, match=r"10 of the first 50 samples are bad.* 0\.19 \("):
-                given.extend(loader.epoch(0))
-        assert len(given) == 10
-        loader.close()
-
-
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -506,159 +307,3 @@ def test_the_start_says_how_an_epoch_is_made_up(tmp_path):
     augment = AugmentConfig(use_timm=True, color_jitter=(0.3, 0.3, 0.3), gray_scale_prob=0.2)
     warned = build(train_data=str(tmp_path), augment=augment).train.describe()
     assert any("gray_scale_prob" in line for line in warned)
-
-
-# --- ending --------------------------------------------------------------------------------------
-
-
-def gone(pids: list[int], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return "Z"
-
-
-def test_close_ends_every_process_and_thread(tmp_path):
-    import threading
-
-    write_shards(tmp_path, [8, 8])
-    before = set(live_processes("parent", os.getpid()))
-    loader = build(train_data=str(tmp_path), train_num_samples=10**5, workers=2).train
-    batches = loader.epoch(0)
-    next(batches)
-    started = set(live_processes("parent", os.getpid())) - before
-    assert len(started) >= 2
-    loader.close()
-    assert gone(list(started), 10)
-    assert not [t for t in threading.enumerate() if t.name == "fastclip-loader"]
-    with pytest.raises(ValueError, match="closed"):
-        next(loader.epoch(0))
-
-
-def test_close_ends_every_process_while_an_error_is_still_held(tmp_path):
-    """As in `cli`, where an error is on its way out when the loader is closed."""
-    (tmp_path / "0.tar").write_bytes(tar_bytes([("0.jpg", b"junk"), ("0.txt", b"y")]))
-    before = set(live_processes("parent", os.getpid()))
-    loader = build(train_data=str(tmp_path), train_num_samples=8, workers=1).train
-    with pytest.raises(DataError) as held:
-        list(loader.epoch(0))
-    started = set(live_processes("parent", os.getpid())) - before
-    assert started
-    loader.close()
-    assert gone(list(started), 3)
-    assert held.value.__traceback__ is not None
-
-
-def test_an_interrupt_of_a_loader_process_alone_changes_nothing(tmp_path):
-    """Ctrl-C goes to the whole terminal group; when loaders end is for the main process to say."""
-    write_shards(tmp_path, [8])
-    before = set(live_processes("parent", os.getpid()))
-    loader = build(train_data=str(tmp_path), train_num_samples=80, workers=1).train
-    batches = loader.epoch(0)
-    next(batches)
-    (pid,) = set(live_processes("parent", os.getpid())) - before
-    os.kill(pid, signal.SIGINT)
-    assert len(list(batches)) == 19
-    loader.close()
-
-
-SCRIPT = """
-import sys, torch
-from fastclip.config.images import PreprocessConfig
-from fastclip.config.train_config import DataConfig
-from fastclip.data.build import build_data
-from fastclip.data.tokenizer import ClipTokenizer
-if __name__ == "__main__":
-    cfg = DataConfig(train_data=sys.argv[1], train_num_samples=10**6, workers=2, batch_size=4,
-                     decoder="pillow", dataset_type="webdataset")
-    loader = build_data(cfg, PreprocessConfig(size=(16, 16)), ClipTokenizer(), seed=0, rank=0,
-                        world_size=1, device=torch.device("cpu")).train
-    try:
-        for i, batch in enumerate(loader.epoch(0)):
-            if i == 3:
-                print("running", flush=True)
-    except KeyboardInterrupt:
-        loader.close()
-        print("interrupted", flush=True)
-        sys.exit(130)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_the_run(tmp_path, how):
-    """Ctrl-C (to the whole group, as a terminal sends it) and kill -9 of the main process."""
-    write_shards(tmp_path / "d", [8, 8])
-    (tmp_path / "run.py").write_text(textwrap.dedent(SCRIPT))
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "d")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": f"{Path.cwd()}:{Path.cwd()}/kernels"},
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "running\n"
-        loaders = live_processes("parent", process.pid)
-        assert len(loaders) >= 2
-        if how == signal.SIGINT:
-            os.killpg(process.pid, how)
-            out, errors = process.communicate(timeout=20)
-            assert process.returncode == 130, errors
-            assert out == "interrupted\n"
-            assert "Traceback" not in errors, errors
-        else:
-            process.kill()
-            process.wait()
-        assert gone(loaders, 15)
-    finally:
-        process.kill()
-        process.wait()
-
-
-DYING = """
-import multiprocessing, os, signal, sys, torch
-from fastclip.config.images import PreprocessConfig
-from fastclip.config.train_config import DataConfig
-from fastclip.data.build import build_data
-from fastclip.data.tokenizer import ClipTokenizer
-from fastclip.errors import EnvironmentProblem
-if __name__ == "__main__":
-    cfg = DataConfig(train_data=sys.argv[1], train_num_samples=10**6, workers=1, batch_size=4,
-                     decoder="pillow", dataset_type="webdataset")
-    loader = build_data(cfg, PreprocessConfig(size=(16, 16)), ClipTokenizer(), seed=0, rank=0,
-                        world_size=1, device=torch.device("cpu")).train
-    try:
-        for i, batch in enumerate(loader.epoch(0)):
-            if i == 2:
-                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    except (EnvironmentProblem, RuntimeError) as error:
-        # torch may raise it from its own signal handler too, wherever the main thread is
-        print(error, flush=True)
-        os._exit(70)
-"""
-
-
-def test_a_loader_process_that_dies_ends_the_run_and_says_so(tmp_path):
-    write_shards(tmp_path / "d", [8])
-    (tmp_path / "run.py").write_text(DYING)
-    ended = subprocess.run(
-        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "d")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": f"{Path.cwd()}:{Path.cwd()}/kernels"},
-    )
-    assert ended.returncode == 70, ended.stderr
-    assert "DataLoader worker" in ended.stdout
-    assert "killed by signal" in ended.stdout or "exited unexpectedly" in ended.stdout

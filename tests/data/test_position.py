@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from fastclip.config.images import AugmentConfig, PreprocessConfig
-from fastclip.config.train_config import DataConfig
 from fastclip.data import decode_dali, shards
 from fastclip.data.bad_samples import BAD_PICTURE, CHANGED_DATA
 from fastclip.data.batch import EncodedBatch
@@ -21,9 +20,9 @@ from fastclip.data.draws import unstack
 from fastclip.data.image_header import BadImage
 from fastclip.data.position import DataPosition
 from fastclip.data.worker import stack_images
+from tests.data.loaders import build, needs_dali, numbers
 from tests.data.pictures import encode, smooth
 from tests.data.shard_files import fresh_seed, jpeg, sample_members, tar_bytes, write_shards
-from tests.data.test_loader import CPU, PREPROCESS, TOKENIZER, build_data, needs_dali, numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -42,16 +41,7 @@ class Reader:
         world_size: int = 1,
         left: DataPosition | None = None,
     ) -> None:
-        self.loader = build_data(
-            DataConfig(**{"batch_size": 4, "workers": 0, "decoder": "pillow"} | options),
-            PREPROCESS,
-            TOKENIZER,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            device=CPU,
-            left=left,
-        ).train
+        self.loader = build(seed, rank, world_size, left=left, **options).train
         assert self.loader is not None
 
     def read(self, epoch: int, count: int | None = None) -> Given:
