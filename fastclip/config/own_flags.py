@@ -73,6 +73,14 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             help="the same after every M minutes; 0 for never",
         ),
         add(
+            "--keep-last",
+            type=int,
+            default=0,
+            metavar="N",
+            help="keep the newest N epoch_K.pt and delete older ones, once the next one is written; copies "
+            "made by --remote-sync stay; 0 for all",
+        ),
+        add(
             "--unsafe-load",
             action="store_true",
             default=False,

@@ -306,9 +306,20 @@ class CheckpointConfig:
     unsafe_load: bool = False  # ours
     save_every_n_steps: int = 0  # ours, as the next; optimiser steps; 0 = off
     save_every_minutes: float = 15.0  # 0 = off
+    keep_last: int = 0  # ours; epoch_K.pt files; 0 = all
+
+    @property
+    def files_kept(self) -> int:
+        """How many epoch_K.pt stay; 0 for all."""
+        return 1 if self.delete_previous_checkpoint else self.keep_last
 
     def __post_init__(self) -> None:
         checks = _Checks()
+        checks.not_negative("--keep-last", self.keep_last)
+        checks.refuse_if(
+            self.delete_previous_checkpoint and self.keep_last > 1,
+            f"--keep-last {self.keep_last} with --delete-previous-checkpoint, which keeps one: leave one of them out",
+        )
         checks.not_negative("--save-every-n-steps", self.save_every_n_steps)
         checks.not_negative("--save-every-minutes", self.save_every_minutes)
         checks.finite("--save-every-minutes", self.save_every_minutes)

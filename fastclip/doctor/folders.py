@@ -66,7 +66,7 @@ def _logs(case: Case) -> Finding:
             "logs",
             "broken",
             found,
-            "--delete-previous-checkpoint, a larger --save-frequency, or more room",
+            "--keep-last N, a larger --save-frequency, or more room",
         )
     return Finding("logs", "ok", found)
 
@@ -88,8 +88,8 @@ def checkpoints(case: Case) -> int:
         return 0
     every = settings.save_frequency
     kept = 1 if every <= 0 else -(-epochs // every)
-    if settings.delete_previous_checkpoint:
-        kept = 1
+    if settings.files_kept:
+        kept = min(kept, settings.files_kept)
     return kept + settings.save_most_recent
 
 

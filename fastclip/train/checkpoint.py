@@ -80,16 +80,24 @@ class CheckpointWriter:
         if epoch == self._epochs or (every > 0 and epoch % every == 0):
             newest = self._folder / f"epoch_{epoch}.pt"
             write_checkpoint(checkpoint, newest)
-            if self._config.delete_previous_checkpoint:
-                self._delete_before(epoch)
+            if self._config.files_kept:
+                self._delete_before(epoch, keep=self._config.files_kept)
         if self._config.save_most_recent:
             write_checkpoint(checkpoint, self._folder / LATEST)
 
-    def _delete_before(self, epoch: int) -> None:
-        """Only once a newer file is in place; the reference deletes by name arithmetic, newer file or not."""
-        for path, number in _numbered(self._folder):
-            if number < epoch:
-                path.unlink()
+    def _delete_before(self, epoch: int, *, keep: int) -> None:
+        """All but the newest `keep` up to `epoch`, whose file is in place; the reference deletes by name
+        arithmetic, newer file or not. One that cannot be deleted is a warning."""
+        written = [
+            path
+            for path, number in _numbered(self._folder)
+            if number <= epoch and path.name == f"epoch_{number}.pt"  # epoch_01.pt is not ours
+        ]
+        for path in written[keep:]:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("cannot delete the old checkpoint %s: %s", path, error)
 
 
 def _numbered(folder: Path) -> list[tuple[Path, int]]:

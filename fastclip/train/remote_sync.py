@@ -54,6 +54,8 @@ def _sync_fsspec(local: Path, remote: str) -> bool:
             filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             filesystem.put_file(str(file), target)
         except OSError as error:
+            if not file.exists():  # an old checkpoint, deleted since it was listed
+                continue
             logger.error("Error during remote sync for %s: %s", file, error)
             return False
     return True

@@ -24,6 +24,7 @@ OWN = {
     "--tokenizer": None,
     "--save-every-n-steps": 0,
     "--save-every-minutes": 15.0,
+    "--keep-last": 0,
     "--dry-run": False,
     "--nodes": None,
     "--gpus-per-node": None,

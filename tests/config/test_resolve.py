@@ -233,6 +233,11 @@ EVAL = ["--val-data", "v.tar"]
         (["--train-data", ""], "no data"),
         ([*TRAIN, "--batch-size", "0"], "--batch-size 0: must be greater than 0"),
         ([*TRAIN, "--workers", "-1"], "--workers -1: must be 0 or greater"),
+        ([*TRAIN, "--keep-last", "-1"], "--keep-last -1: must be 0 or greater"),
+        (
+            [*TRAIN, "--keep-last", "2", "--delete-previous-checkpoint"],
+            "--keep-last 2 with --delete-previous-checkpoint, which keeps one: leave one of them out",
+        ),
         ([*TRAIN, "--train-num-samples", "0"], "--train-num-samples 0: must be greater"),
         (["--dataset-type", "synthetic"], "needs --train-num-samples"),
         ([*EVAL, "--imagenet-val", ""], "--imagenet-val is empty"),
@@ -343,6 +348,7 @@ def test_what_cannot_run_is_one_line(argv: list[str], message: str) -> None:
         [*TRAIN, "--distill-model", "RN50"],  # half given is off
         [*TRAIN, "--distill-model", "RN50", "--accum-freq", "2"],
         [*TRAIN, "--epochs-cooldown", "3"],
+        [*TRAIN, "--keep-last", "1", "--delete-previous-checkpoint"],
         [*TRAIN, "--opt", "AdamW"],
         [*TRAIN, "--opt", "TIMM/lamb"],  # the reference fills the defaults: no lower-case timm
         [*TRAIN, "--opt", "timm/lion", "--lr", "1e-4"],  # lion has no epsilon

@@ -359,6 +359,7 @@ def test_checkpoints_are_counted() -> None:
         ((), 4),  # 3, 6, 9, 10
         (("--save-most-recent",), 5),
         (("--delete-previous-checkpoint",), 1),
+        (("--keep-last", "2"), 2),
         (("--save-frequency", "0"), 1),
     ):
         given = ("--epochs", "10", "--save-frequency", "3", *words)

@@ -242,6 +242,22 @@ def test_evaluation_only_writes_results(straight: Path, tmp_path: Path) -> None:
     assert ours == json.loads(in_training)
 
 
+def test_keep_last_over_a_run_and_its_continuation(tmp_path: Path) -> None:
+    """`epoch_latest.pt` stays, and `--resume latest` goes on from what is kept."""
+    checkpoints = tmp_path / "logs" / "run" / "checkpoints"
+    words = [
+        *arguments(tmp_path, "run", "--train-num-samples", "32", "--keep-last", "2"),
+        "--save-most-recent",
+    ]
+    assert main(words) == 0
+    kept = {path.name for path in checkpoints.glob("*.pt")}
+    assert kept == {"epoch_2.pt", "epoch_3.pt", "epoch_latest.pt"}
+    assert main([*words, "--epochs", "4", "--resume", "latest"]) == 0
+    kept = {path.name for path in checkpoints.glob("*.pt")}
+    assert kept == {"epoch_3.pt", "epoch_4.pt", "epoch_latest.pt"}
+    assert _load(checkpoints / "epoch_4.pt")["epoch"] == 4
+
+
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     words = arguments(tmp_path, "run", "--train-num-samples", "9600")
     process = subprocess.Popen(

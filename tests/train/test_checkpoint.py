@@ -37,6 +37,11 @@ def _names(folder: Path) -> set[str]:
         ({"save_frequency": 0}, {"epoch_5.pt"}),
         ({"save_frequency": 0, "save_most_recent": True}, {"epoch_5.pt", LATEST}),
         ({"delete_previous_checkpoint": True, "save_frequency": 2}, {"epoch_5.pt"}),
+        ({"delete_previous_checkpoint": True, "keep_last": 1}, {"epoch_5.pt"}),
+        ({"keep_last": 2}, {"epoch_4.pt", "epoch_5.pt"}),
+        ({"keep_last": 2, "save_frequency": 2}, {"epoch_4.pt", "epoch_5.pt"}),
+        ({"keep_last": 1, "save_most_recent": True}, {"epoch_5.pt", LATEST}),
+        ({"keep_last": 9, "save_frequency": 3}, {"epoch_3.pt", "epoch_5.pt"}),
     ],
 )
 def test_which_files_are_kept(tmp_path: Path, options: dict, kept: set[str]) -> None:
@@ -53,6 +58,38 @@ def test_delete_previous_never_leaves_nothing(tmp_path: Path) -> None:
     for epoch in range(1, 4):
         writer.save(_checkpoint(epoch))
     assert _names(tmp_path) == {"epoch_2.pt"}
+
+
+def test_keep_last_deletes_only_what_this_run_wrote(tmp_path: Path) -> None:
+    """A run resumed from epoch 10 beside files of other names, of later epochs, and one that is no file."""
+    others = {
+        "epoch_01.pt",
+        "best_epoch_1.pt",
+        "epoch_1.pt.bak",
+        "epoch_1.txt",
+        "epoch_99.pt",
+        LATEST,
+    }
+    for name in others | {"epoch_8.pt", "epoch_9.pt", "epoch_10.pt"}:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "epoch_7.pt").mkdir()  # cannot be unlinked: told, and training goes on
+    writer = CheckpointWriter(CheckpointConfig(keep_last=2), tmp_path, epochs=20)
+    writer.save(_checkpoint(11))
+    assert _names(tmp_path) == others | {"epoch_7.pt", "epoch_10.pt", "epoch_11.pt"}
+
+
+def test_keep_last_deletes_nothing_when_the_new_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CheckpointWriter(CheckpointConfig(keep_last=1), tmp_path, epochs=5)
+    writer.save(_checkpoint(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    writer.save(_checkpoint(2))
+    assert _names(tmp_path) == {"epoch_1.pt"}
 
 
 def test_latest_is_the_newest_that_is_whole(tmp_path: Path) -> None:
