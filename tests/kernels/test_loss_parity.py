@@ -16,8 +16,8 @@ from tests.kernels.parity import Case, compare, failures, load_reference
 
 FP32, FP64, BF16, FP16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = [(FP64, None), (FP32, None), (BF16, None), (FP32, BF16), (FP32, FP16)]
-# one pair; one feature; primes; more rows than a chunk holds; wider than tall
-SHAPES = [(1, 1), (1, 8), (2, 3), (17, 33), (1031, 64), (131, 333), (64, 512)]
+# one pair; one feature; primes; more rows than a chunk holds; the most that count as few; wider than tall
+SHAPES = [(1, 1), (1, 8), (2, 3), (17, 33), (1031, 64), (719, 256), (131, 333), (64, 512)]
 HARD = [
     "all equal", "opposite", "matched", "orthogonal", "norm 100", "one huge row", "duplicates",
     "wrong pairs",
