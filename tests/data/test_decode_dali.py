@@ -22,6 +22,7 @@ from fastclip.data.draws import UNCHANGED, AugmentSampler, Draw
 from fastclip.data.erase import RandomErasing
 from fastclip.data.image_header import read_header
 from fastclip.errors import EnvironmentProblem
+from tests.data.loaders import CPU, needs_dali
 from tests.data.pictures import (
     close,
     demo_pictures,
@@ -33,8 +34,6 @@ from tests.data.pictures import (
     without_tables,
 )
 
-needs_dali = pytest.mark.skipif(available() is not None, reason=str(available()))
-CPU = torch.device("cpu")
 SIZE = (112, 96)
 PREPROCESS = PreprocessConfig(size=SIZE)
 JITTER = AugmentConfig(scale=(0.4, 1.0), color_jitter=(0.32, 0.32, 0.32, 0.08), use_timm=True)
