@@ -35,9 +35,8 @@ class Captioned:
     name: str
     places: Sequence[Place]
     captions: Sequence[Sequence[str]]
-    left_out: Mapping[str, int] = field(
-        default_factory=dict
-    )  # samples that are no such picture, by cause
+    # samples that are no such picture, by cause
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         return _digest(self.places, repr(self.captions).encode())
