@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -157,7 +159,7 @@ class TrainLoader:
         self.position = start
         self._clock.start(epoch, resumed=resumed)
         # Here and not in the thread of `Ahead`: processes are forked from the main thread.
-        self._parcels = iter(self._loader)
+        self._parcels = _started(self._loader)
         self._ahead = ahead = Ahead(self._decoded(self._parcels, start), self._device, self._stream)
         try:
             for batch, mark in ahead:
@@ -251,7 +253,7 @@ class EvalLoader(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         given = 0
         self._stream.clock.open()
-        parcels = iter(_data_loader(self._stream, self._workers, persistent=False))
+        parcels = _started(_data_loader(self._stream, self._workers, persistent=False))
         try:
             for parcel in _guarded(parcels):
                 self.bad.absorb(parcel.report)
@@ -282,6 +284,19 @@ def _data_loader(stream: BatchStream, workers: int, *, persistent: bool) -> Data
         generator=torch.Generator(),  # its own: the global one belongs to the model
     )
     return loader
+
+
+def _started(loader: DataLoader[Parcel]) -> Iterator[Parcel]:
+    """What `loader` yields, its processes running. Call it in the main thread.
+
+    torch would have the death of a process raised by a signal handler, wherever the main thread is by then: in a
+    collective, in the middle of a save. The iterator finds it too, within 5 s, where `_guarded` tells it.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    parcels = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return parcels
 
 
 def _end_processes(parcels: Iterator[Parcel] | None) -> None:
