@@ -102,6 +102,22 @@ def add_own_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
             "from the 10,000th sample of a process on, and after each epoch. 1 never does",
         ),
         add(
+            "--shard-cache",
+            default=None,
+            metavar="DIR",
+            help="copy remote shards (https:, s3:, pipe: ...) to DIR, on a local disk, while they are read, and read "
+            "the copies from then on; all processes of a machine can share it. A shard that changes at its "
+            "address is not fetched again",
+        ),
+        add(
+            "--shard-cache-gb",
+            type=float,
+            default=100.0,
+            metavar="G",
+            help="how large DIR may become, in 10^9 bytes: copies that are not of this run's shards make room for its "
+            "own; what does not fit is read where it is",
+        ),
+        add(
             "--no-packed-text",
             action="store_true",
             default=False,

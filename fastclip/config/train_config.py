@@ -82,6 +82,8 @@ class DataConfig:
     decoder: Decoder = "auto"  # ours
     allow_pipe_from_files: bool = False  # ours
     max_bad_fraction: float = 1.0  # ours; of the samples that a rank has met
+    shard_cache: str | None = None  # ours; a folder
+    shard_cache_gb: float = 100.0  # ours; 10^9 bytes
 
     def __post_init__(self) -> None:
         checks = _Checks()
@@ -91,6 +93,10 @@ class DataConfig:
             not 0 <= self.max_bad_fraction <= 1,
             f"--max-bad-fraction {self.max_bad_fraction}: must be between 0 and 1",
         )
+        checks.refuse_if(
+            self.shard_cache == "", "--shard-cache is empty: give a folder, or leave the flag out"
+        )
+        checks.positive("--shard-cache-gb", self.shard_cache_gb)
         if self.trains:
             checks.positive("--train-num-samples", self.train_num_samples)
         checks.refuse_if(

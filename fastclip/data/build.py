@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -31,6 +32,8 @@ from fastclip.data.packing import PackRule, TextPacker, rows_for
 from fastclip.data.position import DataPosition, fingerprint
 from fastclip.data.resume import Readers, resume
 from fastclip.data.row_source import Division, RowSource
+from fastclip.data.shard_cache import ShardCache
+from fastclip.data.shard_opener import open_shard
 from fastclip.data.shard_spec import (
     ShardList,
     count_samples,
@@ -39,7 +42,7 @@ from fastclip.data.shard_spec import (
     expand_shards,
     shard_name,
 )
-from fastclip.data.shards import EvalShards, Position, ResampledShards, TrainShards
+from fastclip.data.shards import EvalShards, Opener, Position, ResampledShards, TrainShards
 from fastclip.data.synthetic import SyntheticSource
 from fastclip.data.worker import (
     EncodedTrain,
@@ -86,6 +89,7 @@ def build_data(
     chosen from the first captions of the data.
     `left` is where another run left epoch `start_epoch`. Raises UserError, InputMissing, DataError, EnvironmentProblem.
     """
+    opener, said = _shard_opener(cfg)
     train = None
     if cfg.train_data is not None or cfg.dataset_type == "synthetic":
         train = _train_loader(
@@ -105,8 +109,12 @@ def build_data(
             epochs,
             pack,
             left,
+            opener,
+            said,
         )
-    val = _val_loader(cfg, preprocess, tokenizer, device) if cfg.val_data is not None else None
+    val = None
+    if cfg.val_data is not None:
+        val = _val_loader(cfg, preprocess, tokenizer, device, opener)
     imagenet_val = imagenet_v2 = None
     if (root := cfg.imagenet_val) is not None:
         flag = "--imagenet-val"
@@ -117,6 +125,21 @@ def build_data(
         files = imagenet_v2_files(root, flag)
         imagenet_v2 = _labelled_loader(cfg, preprocess, f"{flag} {root}", files, device)
     return DataLoaders(train, val, imagenet_val, imagenet_v2)
+
+
+def _shard_opener(cfg: DataConfig) -> tuple[Opener, list[str]]:
+    """How shards are opened, and what there is to say about it."""
+    if cfg.shard_cache is None:
+        return open_shard, []
+    allow = cfg.allow_pipe_from_files
+    urls = [
+        url
+        for spec, flag in ((cfg.train_data, _TRAIN), (cfg.val_data, _VAL))
+        if spec is not None and data_kind(spec, cfg.dataset_type, flag) == "webdataset"
+        for url in expand_shards(spec, flag, allow_pipe_from_files=allow).urls
+    ]
+    cache = ShardCache(Path(cfg.shard_cache), int(cfg.shard_cache_gb * 1e9), urls)
+    return cache.open, [cache.prepare()]
 
 
 def _train_loader(
@@ -130,12 +153,15 @@ def _train_loader(
     epochs: int | None,
     pack: PackRule | None,
     left: DataPosition | None,
+    opener: Opener,
+    said: list[str],
 ) -> TrainLoader:
     rank, world_size = readers.rank, readers.world_size
     kind = data_kind(cfg.train_data, cfg.dataset_type, _TRAIN)
     source: SampleSource
     if kind == "webdataset":
-        source, plan, sentences, data = _train_shards(cfg, seed, rank, world_size, epochs)
+        source, plan, sentences, data = _train_shards(cfg, seed, rank, world_size, epochs, opener)
+        sentences += said
     else:
         division = Division(cfg.batch_size, True, seed, rank, world_size)
         rows = _row_source(cfg, kind, cfg.train_data, preprocess, division, _TRAIN)
@@ -259,7 +285,7 @@ def _packer(
 
 
 def _train_shards(
-    cfg: DataConfig, seed: int, rank: int, world_size: int, epochs: int | None
+    cfg: DataConfig, seed: int, rank: int, world_size: int, epochs: int | None, opener: Opener
 ) -> tuple[SampleSource, EpochPlan, list[str], str]:
     assert cfg.train_data is not None
     spec = cfg.train_data
@@ -280,10 +306,12 @@ def _train_shards(
     weights = None
     if cfg.dataset_resampled:
         weights = shards.weights(cfg.train_data_upsampling_factors)
-        source = ResampledShards(name, shards.urls, weights, seed=seed, rank=rank)
+        source = ResampledShards(name, shards.urls, weights, seed=seed, rank=rank, opener=opener)
     else:
         check_enough_shards(len(shards.urls), cfg.workers, world_size)
-        source = TrainShards(name, shards.urls, seed=seed, rank=rank, world_size=world_size)
+        source = TrainShards(
+            name, shards.urls, seed=seed, rank=rank, world_size=world_size, opener=opener
+        )
     sentences = _sentences(cfg, shards, num_samples, plan, world_size, epochs)
     names = [shard_name(url) for url in shards.urls]
     data = fingerprint(names, cfg.dataset_resampled, weights, seed)
@@ -319,7 +347,11 @@ def _sentences(
 
 
 def _val_loader(
-    cfg: DataConfig, preprocess: PreprocessConfig, tokenizer: Tokenizer, device: torch.device
+    cfg: DataConfig,
+    preprocess: PreprocessConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    opener: Opener,
 ) -> EvalLoader[Batch]:
     assert cfg.val_data is not None
     kind = data_kind(cfg.val_data, cfg.dataset_type, _VAL)
@@ -327,7 +359,7 @@ def _val_loader(
     if kind == "webdataset":
         allow = cfg.allow_pipe_from_files
         shards = expand_shards(cfg.val_data, _VAL, allow_pipe_from_files=allow)
-        source = EvalShards(f"{_VAL} {display(cfg.val_data)}", shards.urls)
+        source = EvalShards(f"{_VAL} {display(cfg.val_data)}", shards.urls, opener)
         # reference: sizes.json is not consulted, and the number is for display only
         num_samples = cfg.val_num_samples or 0
     else:

@@ -13,7 +13,7 @@ import random
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from fastclip.data.bad_samples import (
@@ -26,6 +26,7 @@ from fastclip.data.bad_samples import (
     NO_PICTURE,
     BadSampleNotes,
 )
+from fastclip.data.shard_cache import CopyingReader
 from fastclip.data.shard_opener import open_shard
 from fastclip.data.shard_spec import display, shard_name
 
@@ -42,6 +43,8 @@ MAX_MEMBER_BYTES = 100 << 20
 
 # Members that belong to the archive, not to a sample.
 _META = re.compile(r"__[^/]*__($|/)")
+
+Opener = Callable[[str], BinaryIO]  # of a shard's address; raises OSError
 
 
 class RawSample(NamedTuple):
@@ -64,19 +67,34 @@ class TrainShards:
     """Every shard once a turn: shuffled, split over ranks and workers, samples shuffled."""
 
     def __init__(
-        self, name: str, urls: tuple[str, ...], *, seed: int, rank: int, world_size: int
+        self,
+        name: str,
+        urls: tuple[str, ...],
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        opener: Opener = open_shard,
     ) -> None:
         self.name, self.urls = name, urls
         self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._opener = opener
 
     def of_rank(self, rank: int, world_size: int) -> TrainShards:
-        return TrainShards(self.name, self.urls, seed=self._seed, rank=rank, world_size=world_size)
+        return TrainShards(
+            self.name,
+            self.urls,
+            seed=self._seed,
+            rank=rank,
+            world_size=world_size,
+            opener=self._opener,
+        )
 
     def read(self, at: Position, notes: BadSampleNotes) -> Iterator[RawSample]:
         urls = self.order(at)
         rng = sample_rng(self._seed, self._rank, at)
         turns = itertools.repeat(str(at.turn) if at.turn else "")
-        samples = read_shards(zip(urls, turns, strict=False), notes)
+        samples = read_shards(zip(urls, turns, strict=False), notes, self._opener)
         return shuffle_samples(samples, rng, SAMPLE_SHUFFLE, SAMPLE_SHUFFLE_INITIAL)
 
     def order(self, at: Position) -> list[str]:
@@ -96,8 +114,9 @@ class ResampledShards:
         *,
         seed: int,
         rank: int,
+        opener: Opener = open_shard,
     ) -> None:
-        self.name, self.urls = name, urls
+        self.name, self.urls, self._opener = name, urls, opener
         self._cumulative = None if weights is None else list(itertools.accumulate(weights))
         self._seed, self._rank = seed, rank
 
@@ -106,7 +125,7 @@ class ResampledShards:
         owner = f"{self._rank}.{at.worker}"
         numbered = ((url, f"{owner}.{count}") for count, url in enumerate(draws))
         rng = sample_rng(self._seed, self._rank, at)
-        samples = read_shards(numbered, notes)
+        samples = read_shards(numbered, notes, self._opener)
         return shuffle_samples(samples, rng, SAMPLE_SHUFFLE, SAMPLE_SHUFFLE_INITIAL)
 
     def order(self, at: Position) -> Iterator[str]:
@@ -121,12 +140,12 @@ class ResampledShards:
 class EvalShards:
     """Every shard once, in the order given, split over the workers of the one rank that evaluates."""
 
-    def __init__(self, name: str, urls: tuple[str, ...]) -> None:
-        self.name, self.urls = name, urls
+    def __init__(self, name: str, urls: tuple[str, ...], opener: Opener = open_shard) -> None:
+        self.name, self.urls, self._opener = name, urls, opener
 
     def read(self, at: Position, notes: BadSampleNotes) -> Iterator[RawSample]:
         mine = self.urls[at.worker :: at.workers]
-        return read_shards(((url, "") for url in mine), notes)
+        return read_shards(((url, "") for url in mine), notes, self._opener)
 
 
 def sample_rng(seed: int, rank: int, at: Position) -> random.Random:
@@ -177,12 +196,14 @@ def _pick(buffer: list[RawSample], rng: random.Random) -> RawSample:
 
 
 def read_shards(
-    urls_and_turns: Iterable[tuple[str, str]], notes: BadSampleNotes
+    urls_and_turns: Iterable[tuple[str, str]],
+    notes: BadSampleNotes,
+    opener: Opener = open_shard,
 ) -> Iterator[RawSample]:
     """The usable samples of each shard in turn. A shard that fails costs what is left of it, and a note."""
     for url, turn in urls_and_turns:
         try:
-            stream = open_shard(url)
+            stream = opener(url)
         except (OSError, ValueError) as error:
             # ValueError: webdataset knows no way to open such an address
             notes.note(BAD_SHARD, display(url), _in_words(error))
@@ -190,15 +211,18 @@ def read_shards(
         notes.shards += 1
         try:
             with stream:
-                yield from _read_shard(stream, url, turn, notes)
+                whole = yield from _read_shard(stream, url, turn, notes)
+                if whole and isinstance(stream, CopyingReader):
+                    stream.keep()
         except OSError as error:  # from closing: webdataset's programs tell there that they failed
             notes.note(BAD_SHARD, display(url), _in_words(error))
 
 
 def _read_shard(
     stream: BinaryIO, url: str, turn: str, notes: BadSampleNotes
-) -> Iterator[RawSample]:
-    name = shard_name(url)
+) -> Generator[RawSample, None, bool]:
+    """Its usable samples. Returns whether the archive had an end."""
+    name, whole = shard_name(url), True
     key = ""
     members: dict[
         str, bytes | None
@@ -220,12 +244,13 @@ def _read_shard(
             # all but the first two: the decompressors and damaged numbers in a header
             cause = CUT_SHARD if members else BAD_SHARD
             notes.note(cause, display(url), _in_words(error))
+            whole = False
             # What came whole before the cut is used; of a sample that the cut went through nothing is said.
             if members.keys() & _WANTED >= {CAPTION_SUFFIX} and any(
                 members.get(suffix) is not None for suffix in IMAGE_SUFFIXES
             ):
                 break
-            return
+            return False
         if members and (member.key != key or member.suffix in members):
             # reference: a suffix that comes again starts a new sample
             yield from _sample(members, f"{name}/{key}", turn, notes)
@@ -236,6 +261,7 @@ def _read_shard(
         members[member.suffix] = member.data
     if members:
         yield from _sample(members, f"{name}/{key}", turn, notes)
+    return whole
 
 
 def _sample(

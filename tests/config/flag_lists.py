@@ -13,6 +13,8 @@ OWN = {
     "--unsafe-load": False,
     "--allow-pipe-from-files": False,
     "--max-bad-fraction": 1.0,
+    "--shard-cache": None,
+    "--shard-cache-gb": 100.0,
     "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--no-fused-patch-embed": False,
