@@ -65,7 +65,8 @@ class ShardCache:
         path = self._folder / _copy_name(url)
         with contextlib.suppress(OSError):
             stream = path.open("rb")
-            os.utime(path)  # last used
+            with contextlib.suppress(OSError):  # it has just made room
+                os.utime(path)  # last used
             return stream
         source = open_shard(url)
         try:
@@ -236,7 +237,8 @@ def _is_remote(url: str) -> bool:
 def _copy_name(url: str) -> str:
     """One name for each address; its readable part only helps who looks into the folder."""
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", shard_name(url))[-80:]
-    return f"{hashlib.sha256(url.encode()).hexdigest()[:32]}-{readable}"
+    digest = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{digest[:32]}-{readable}"
 
 
 def _total(files: dict[str, os.stat_result]) -> int:

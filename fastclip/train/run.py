@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 
@@ -128,7 +129,8 @@ def _write_and_train(
         if config.trains:
             run = build_run(config, world, parts, folder, writers, stop)
             stop.training_begins()
-            train(run)
+            with contextlib.closing(run.progress):
+                train(run)
             if world.is_first:
                 delete_all(folder.resume)  # the last checkpoint holds everything
         else:
