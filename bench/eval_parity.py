@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 from bench import clip_benchmark_command
 from bench.benchmark_layout import write_classes, write_digits, write_shards
-from bench.clip_benchmark_command import PYTHON
+from bench.clip_benchmark_command import PYTHON, TOLERANCE
 from bench.eval_command import timed
 from bench.shard_pairs import pairs
 
-TOLERANCE = {"retrieval": 1e-4, "zeroshot": 1e-4, "linear-probe": 5e-3}
 FEWEST = 25  # pictures that make a category a class
 MOST = 100  # pictures of a class
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

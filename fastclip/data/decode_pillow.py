@@ -16,6 +16,7 @@ from fastclip.data.hue import turn_hue
 from fastclip.data.image_header import BadImage, decode_rgb, open_image, to_rgb
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_LEVELS = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 
 class TrainDecoder:
@@ -126,9 +127,20 @@ def _adjust(image: Image.Image, operation: int, factor: float) -> Image.Image:
     picture.
     """
     if operation == _BRIGHTNESS:
-        return ImageEnhance.Brightness(image).enhance(factor)
+        return _away_from(0, image, factor)
     if operation == _CONTRAST:
-        return ImageEnhance.Contrast(image).enhance(factor)
+        gray = np.asarray(image.convert("L"))
+        return _away_from(int(gray.sum() / gray.size + 0.5), image, factor)
     if operation == _SATURATION:
         return ImageEnhance.Color(image).enhance(factor)
     return turn_hue(image, int(factor * 255))  # towards zero
+
+
+def _away_from(origin: int, image: Image.Image, factor: float) -> Image.Image:
+    """`image` blended with a plain picture of level `origin`, as by Pillow's `ImageEnhance`.
+
+    Every pixel's new level depends on its old one alone: Pillow blends the 256 levels, and a table does the rest, which
+    takes a third of the time.
+    """
+    levels = Image.blend(Image.new("L", _LEVELS.size, origin), _LEVELS, factor)
+    return image.point(list(levels.tobytes()) * len(image.getbands()))
