@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ Item = TypeVar("Item", bound=tuple[Any, ...])  # of tensors, such tuples, and wh
 
 _END = object()
 _POLL_SECONDS = 0.1
+_CHECK_SECONDS = 3.0
 
 
 class Ahead(Generic[Item]):
@@ -22,7 +23,8 @@ class Ahead(Generic[Item]):
 
     On a GPU the thread pins, copies and decodes on `stream`; the consumer's stream waits for it, the host does not.
     The stream is the caller's, one for all epochs: torch keeps freed memory per stream, so a new one each epoch
-    would take new memory each epoch.
+    would take new memory each epoch. While nothing comes, `check` is called every few seconds; it raises where nothing
+    will come any more.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Ahead(Generic[Item]):
         items: Generator[Item, None, None],
         device: torch.device,
         stream: torch.cuda.Stream | None,
+        check: Callable[[], None],
     ) -> None:
-        self._items, self._device, self._stream = items, device, stream
+        self._items, self._device, self._stream, self._check = items, device, stream, check
+        self._lost = False  # the thread will not end
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="fastclip-loader", daemon=True)
@@ -39,7 +43,7 @@ class Ahead(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         while True:
-            got = self._ready.get()
+            got = self._next()
             if got is _END:
                 return
             if isinstance(got, BaseException):
@@ -55,7 +59,17 @@ class Ahead(Generic[Item]):
     def close(self, timeout: float | None = None) -> None:
         """End the thread; it ends once the batch that it is making is made. Waits at most `timeout` seconds."""
         self._stop.set()
-        self._thread.join(timeout)
+        self._thread.join(0 if self._lost else timeout)
+
+    def _next(self) -> Any:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=_CHECK_SECONDS)
+            try:
+                self._check()
+            except BaseException:
+                self._lost = True
+                raise
 
     def _produce(self) -> None:
         try:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from fastclip.data.ahead import Ahead, move
+from fastclip.data.ahead import Ahead
 from fastclip.data.bad_samples import BadReport, BadSampleCounter
 from fastclip.data.batch import Batch, EncodedBatch
 from fastclip.data.epoch_plan import EpochPlan
 from fastclip.data.imagenet import LabelledBatch
+from fastclip.data.loader_processes import LoaderProcesses
 from fastclip.data.packing import TextPacker
 from fastclip.data.position import DataPosition, LoaderPosition, Mark, Tape
 from fastclip.data.worker import (
@@ -30,11 +28,9 @@ from fastclip.data.worker import (
     Parcel,
     Preparer,
     SampleSource,
-    identity,
-    set_up_worker,
     unpack,
 )
-from fastclip.errors import DataError, EnvironmentProblem
+from fastclip.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +88,12 @@ class TrainLoader:
         self._data, self._inherited = data, inherited
         self.position = start or LoaderPosition.beginning(start_epoch, self._workers)
         stream = BatchStream(source, preparer, batch_size, self._clock, quota, start=start)
-        self._loader: DataLoader[Parcel] | None = _data_loader(stream, workers, persistent=True)
+        self._processes: LoaderProcesses | None = LoaderProcesses(stream, workers, persistent=True)
         self._make_decoder = decode
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._decoder: Callable[[EncodedBatch], Tensor] | None = None
         self._running: Generator[Batch, None, None] | None = None
         self._ahead: Ahead[_Marked] | None = None
-        self._parcels: Iterator[Parcel] | None = None
 
     def describe(self) -> list[str]:
         """Sentences for the log: what an epoch is, who decodes, and what will surprise."""
@@ -146,11 +141,12 @@ class TrainLoader:
             self._running.close()
             self._running = None
         self._clock.close()
-        _end_processes(self._parcels)
-        self._loader = self._parcels = None
+        if self._processes is not None:
+            self._processes.end()
+            self._processes = None
 
     def _epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        if self._loader is None:
+        if self._processes is None:
             raise ValueError("this loader has been closed")
         start, self._start = self._start, None
         resumed = start is not None and start.epoch == epoch
@@ -159,8 +155,8 @@ class TrainLoader:
         self.position = start
         self._clock.start(epoch, resumed=resumed)
         # Here and not in the thread of `Ahead`: processes are forked from the main thread.
-        self._parcels = _started(self._loader)
-        self._ahead = ahead = Ahead(self._decoded(self._parcels, start), self._device, self._stream)
+        batches = self._decoded(self._processes.parcels(), start)
+        self._ahead = ahead = Ahead(batches, self._device, self._stream, self._processes.check)
         try:
             for batch, mark in ahead:
                 self._absorb(mark.reports)
@@ -217,7 +213,7 @@ class TrainLoader:
 
     def _unpacked(self, parcels: Iterator[Parcel], tape: Tape, used: int) -> Iterator[Any]:
         """Their batches; of the first one only what comes after its `used` samples."""
-        for parcel in _guarded(parcels):
+        for parcel in parcels:
             tape.took(parcel.start, parcel.end)
             if used:
                 from fastclip.data.refill import rows
@@ -249,22 +245,27 @@ class EvalLoader(Generic[Item]):
         self.num_samples, self.bad = num_samples, BadSampleCounter()
         self._name, self._device, self._workers = source.name, device, workers
         self._stream = BatchStream(source, preparer, batch_size, EpochClock(0), partial=True)
+        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Item]:
         given = 0
-        self._stream.clock.open()
-        parcels = _started(_data_loader(self._stream, self._workers, persistent=False))
+        clock = self._stream.clock
+        clock.open()
+        processes = LoaderProcesses(self._stream, self._workers, persistent=False)
+        ahead = Ahead(
+            _with_reports(processes.parcels()), self._device, self._side_stream, processes.check
+        )
         try:
-            for parcel in _guarded(parcels):
-                self.bad.absorb(parcel.report)
-                batch = unpack(parcel)
+            for batch, report in ahead:
+                self.bad.absorb(report)
                 if batch is not None:
                     given += len(batch.images)
                     self.bad.kept += len(batch.images)
-                    yield move(batch, self._device)
+                    yield batch
         finally:
-            self._stream.clock.close()
-            _end_processes(parcels)
+            clock.close()
+            ahead.close()
+            processes.end()
         if not given:
             summary = self.bad.summary() or "it holds no samples"
             raise DataError(f"{self._name}: nothing to evaluate on ({summary})")
@@ -273,54 +274,11 @@ class EvalLoader(Generic[Item]):
 LabelledLoader = EvalLoader[LabelledBatch]
 
 
-def _data_loader(stream: BatchStream, workers: int, *, persistent: bool) -> DataLoader[Parcel]:
-    loader: DataLoader[Parcel] = DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=identity,
-        worker_init_fn=set_up_worker,
-        persistent_workers=persistent and workers > 0,
-        generator=torch.Generator(),  # its own: the global one belongs to the model
-    )
-    return loader
+class _Reported(NamedTuple):
+    batch: Any  # None: there is only something to report
+    report: BadReport
 
 
-def _started(loader: DataLoader[Parcel]) -> Iterator[Parcel]:
-    """What `loader` yields, its processes running. Call it in the main thread.
-
-    torch would have the death of a process raised by a signal handler, wherever the main thread is by then: in a
-    collective, in the middle of a save. The iterator finds it too, within 5 s, where `_guarded` tells it.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    parcels = iter(loader)
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
-    return parcels
-
-
-def _end_processes(parcels: Iterator[Parcel] | None) -> None:
-    """End the loader processes behind an iterator of torch's DataLoader.
-
-    By itself it ends them when its last reference goes, which an error's traceback may hold for long.
-    """
-    shut_down = getattr(parcels, "_shutdown_workers", None)  # None: there are no processes
-    if shut_down is not None:
-        shut_down()
-
-
-def _guarded(parcels: Iterator[Parcel]) -> Iterator[Parcel]:
-    """The same, with the death of a loader process told as what it is."""
-    try:
-        yield from parcels
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        said = str(error)
-        if not isinstance(error, RuntimeError) and "in DataLoader worker process" not in said:
-            # not an error of the process that torch passes on: it went while it handed a batch over
-            said = "DataLoader worker exited unexpectedly"
-        elif "DataLoader worker" not in said or not isinstance(error, RuntimeError):
-            raise
-        raise EnvironmentProblem(
-            f"a loader process died: {said}; most often the machine ran out of memory or of shared memory "
-            "(/dev/shm): use fewer --workers"
-        ) from error
+def _with_reports(parcels: Iterator[Parcel]) -> Generator[_Reported, None, None]:
+    for parcel in parcels:
+        yield _Reported(unpack(parcel), parcel.report)
