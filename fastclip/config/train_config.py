@@ -96,7 +96,10 @@ class DataConfig:
         checks.refuse_if(
             self.shard_cache == "", "--shard-cache is empty: give a folder, or leave the flag out"
         )
-        checks.positive("--shard-cache-gb", self.shard_cache_gb)
+        checks.refuse_if(
+            not 0 < self.shard_cache_gb < math.inf,
+            f"--shard-cache-gb {self.shard_cache_gb}: must be greater than 0, and finite",
+        )
         if self.trains:
             checks.positive("--train-num-samples", self.train_num_samples)
         checks.refuse_if(

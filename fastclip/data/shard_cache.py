@@ -2,7 +2,8 @@
 
 webdataset's own cache names a copy by the last part of its address, so that a/0.tar and b/0.tar are one, and hands
 nothing on before the whole shard is there; hence this one. A copy gets its final name when it is whole and on the disk.
-In the making it is locked: by that other processes know it from one that a killed process left behind.
+Names in the folder change only under its lock, and a copy in the making is locked too: by that others know it from
+one that a killed process left behind.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,13 +27,15 @@ from fastclip.errors import UserError
 logger = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 18
-_STEP_BYTES = 64 << 20  # in such steps a copy takes its room in the folder
-_IN_MAKING = ".part"
-_LOCK = ".lock"
+_STEP_BYTES = 16 << 20  # in such steps a copy takes its room in the folder
+_SPARE_BYTES = 2 << 30  # left free on the disk
+_LOCK = ".shard-cache-lock"
+_IN_MAKING = "making-"
+_NAME = re.compile(rf"({_IN_MAKING})?[0-9a-f]{{32}}-.*")  # other files in the folder are not ours
 
 
 class ShardCache:
-    """Opens the shards `urls` of a run through `folder`, whose files never take more than `max_bytes`.
+    """Opens the shards `urls` of a run through `folder`, where copies never take more than `max_bytes`.
 
     Copies of shards that are not among `urls` make room, the longest unused first; those of this run stay. So where
     a run's shards are larger than the folder may be, it finds the same part of them there in every epoch; if the least
@@ -41,21 +45,23 @@ class ShardCache:
     def __init__(self, folder: Path, max_bytes: int, urls: Sequence[str]) -> None:
         self._folder, self._max_bytes = folder, max_bytes
         self._own = frozenset(_copy_name(url) for url in urls if _is_remote(url))
+        self._without: set[str] = set()  # names that no room was found for
         self._works = True  # until the disk fails
 
     def prepare(self) -> str:
-        """Make the folder, and say what is in it. Raises UserError where nothing can be written there."""
+        """Make the folder, within its bounds, and say what is in it. Raises UserError where that fails."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with self.alone():
+                self._remove(self._unneeded(self._total() - self._max_bytes, also_own=True))
                 files = self._files()
         except OSError as error:
             raise UserError(
-                f"--shard-cache {self._folder}: {error.strerror}; give a folder on a local disk"
+                f"--shard-cache {self._folder}: {error.strerror}; give a folder on a local disk where you may write"
             ) from error
         return (
             f"shard cache {self._folder}: {len(self._own & files.keys()):,} of {len(self._own):,} remote shards are "
-            f"there; it holds {_total(files) / 1e9:.1f} of at most {self._max_bytes / 1e9:.1f} GB"
+            f"there; it holds {self._total() / 1e9:.1f} of at most {self._max_bytes / 1e9:.1f} GB"
         )
 
     def open(self, url: str) -> BinaryIO:
@@ -64,170 +70,220 @@ class ShardCache:
             return open_shard(url)
         path = self._folder / _copy_name(url)
         with contextlib.suppress(OSError):
-            stream = path.open("rb")
-            with contextlib.suppress(OSError):  # it has just made room
-                os.utime(path)  # last used
-            return stream
+            return _Copied(self, path)
         source = open_shard(url)
-        try:
-            part = _locked(path.with_name(path.name + _IN_MAKING)) if self._works else None
-        except OSError as error:
-            self.give_up(error)
-            part = None
-        return source if part is None else CopyingReader(_Copying(self, source, part, path))
+        copy = self._begin(path)
+        return source if copy is None else _CopyingReader(source, copy)
 
-    def has_room(self, more: int, growing: Path) -> bool:
-        """Whether `more` bytes fit beside what is there. Removes what makes room for them."""
-        files = self._files()
-        total = _total(files)
-        for name, stat in sorted(files.items(), key=lambda file: file[1].st_mtime):
-            path = self._folder / name
-            if name.endswith(_IN_MAKING):
-                removed = path != growing and _remove_abandoned(path)
-            else:
-                removed = total + more > self._max_bytes and name not in self._own
-                if removed:
-                    path.unlink(missing_ok=True)
-            total -= removed * stat.st_size
-        return total + more <= self._max_bytes
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process changes names or looks for room."""
+        with (self._folder / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
-    def grow(self, part: BinaryIO, path: Path, size: int) -> bool:
-        """Make the copy in the making at `path` `size` bytes large; False where that does not fit."""
-        with self._alone():
-            fits = self.has_room(size - os.fstat(part.fileno()).st_size, path)
-            if fits:
-                part.truncate(size)
-            return fits
+    def make_room(self, more: int) -> bool:
+        """Whether `more` bytes fit; other runs' copies go if that makes them fit. Call it `alone`."""
+        if shutil.disk_usage(self._folder).free < more + _SPARE_BYTES:
+            return False
+        excess = self._total() + more - self._max_bytes
+        unneeded = self._unneeded(excess)
+        if sum(unneeded.values()) < excess:
+            return False
+        self._remove(unneeded)
+        return True
+
+    def no_room(self, path: Path) -> None:
+        """Do not try to copy the shard of `path` again in this process."""
+        self._without.add(path.name)
 
     def give_up(self, error: OSError) -> None:
         """Make no more copies in this process."""
-        logger.warning("shard cache %s: no copies are made any more: %s", self._folder, error)
+        if self._works:
+            logger.warning("shard cache %s: no copies are made any more: %s", self._folder, error)
         self._works = False
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While no other process looks for room."""
-        with (self._folder / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _begin(self, path: Path) -> _Copy | None:
+        """A copy in the making; None where that is not possible, or done by another process."""
+        if not self._works or path.name in self._without:
+            return None
+        try:
+            with self.alone():
+                self._remove_abandoned()
+                making = path.with_name(_IN_MAKING + path.name)
+                if path.exists() or making.exists():
+                    return None
+                return _Copy(self, making, path)
+        except OSError as error:
+            self.give_up(error)
+            return None
+
+    def _unneeded(self, excess: int, *, also_own: bool = False) -> dict[str, int]:
+        """Copies, by name with their bytes, that are together at least as large as `excess`, if there are such."""
+        found: dict[str, int] = {}
+        total = 0
+        by_use = sorted(self._files().items(), key=lambda file: file[1].st_mtime)
+        for own in (False, True) if also_own else (False,):
+            for name, stat in by_use:
+                if total >= excess:
+                    return found
+                if (name in self._own) == own and not name.startswith(_IN_MAKING):
+                    found[name] = stat.st_size
+                    total += stat.st_size
+        return found
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _remove_abandoned(self) -> None:
+        for name in self._files():
+            if name.startswith(_IN_MAKING):
+                # OSError: it is in use, or another user's
+                with contextlib.suppress(OSError), (self._folder / name).open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    (self._folder / name).unlink()
+
+    def _total(self) -> int:
+        return sum(stat.st_size for stat in self._files().values())
 
     def _files(self) -> dict[str, os.stat_result]:
         """Copies and copies in the making, by name."""
         found = {}
         for entry in os.scandir(self._folder):
             with contextlib.suppress(FileNotFoundError):
-                if entry.name != _LOCK and entry.is_file():
+                if _NAME.fullmatch(entry.name) and entry.is_file():
                     found[entry.name] = entry.stat()
         return found
 
 
-class CopyingReader(io.BufferedReader):
-    """Reads a shard and copies what it reads. Closed without `keep`, it leaves no copy."""
+class CachedShard(io.BufferedReader):
+    """A shard read through a cache."""
 
-    raw: _Copying
+    def ended(self, whole: bool) -> None:
+        """Called when its archive has been read, to its end or up to where it is damaged."""
+        raise NotImplementedError
 
-    def __init__(self, raw: _Copying) -> None:
-        super().__init__(raw, _BUFFER_BYTES)
 
-    def keep(self) -> None:
-        """Read what lies behind the end of the archive, and keep the copy."""
-        with contextlib.suppress(OSError):  # of the source: its samples have all been read
-            while self.read(_BUFFER_BYTES):
-                pass
-            self.raw.keep()
+class _Copied(CachedShard):
+    """Reads a finished copy."""
+
+    def __init__(self, cache: ShardCache, path: Path) -> None:
+        super().__init__(io.FileIO(path), _BUFFER_BYTES)
+        self._cache, self._path = cache, path
+        with contextlib.suppress(OSError):  # it may just have made room
+            os.utime(path)  # last used
+
+    def ended(self, whole: bool) -> None:
+        if not whole:  # copies are of whole shards: the disk has damaged it
+            with contextlib.suppress(OSError), self._cache.alone():
+                self._path.unlink()
+
+
+class _CopyingReader(CachedShard):
+    """Reads a shard and copies what it reads."""
+
+    def __init__(self, source: BinaryIO, copy: _Copy) -> None:
+        super().__init__(_Copying(source, copy), _BUFFER_BYTES)
+        self._copy = copy
+
+    def ended(self, whole: bool) -> None:
+        if whole and self._copy.goes_on:
+            with contextlib.suppress(OSError):  # of the source: its samples have all been read
+                while self.read(_BUFFER_BYTES):  # what lies behind the end of the archive
+                    pass
+                self._copy.keep()
 
 
 class _Copying(io.RawIOBase):
-    """`source`, written to the locked file `part`, which is in the end renamed to `path`."""
-
-    def __init__(self, cache: ShardCache, source: BinaryIO, part: BinaryIO, path: Path) -> None:
+    def __init__(self, source: BinaryIO, copy: _Copy) -> None:
         super().__init__()
-        self._cache, self._source, self._path = cache, source, path
-        self._part: BinaryIO | None = part
-        self._part_path = path.with_name(path.name + _IN_MAKING)
-        self._written = self._room = 0
+        self._source, self._copy = source, copy
+        # As `source` gives them: `read` would wait for all of them, and lose those that came before an error.
+        self._read = getattr(source, "read1", source.read)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        chunk = self._source.read(len(buffer))
+        chunk = self._read(len(buffer))
         buffer[: len(chunk)] = chunk
-        if self._part is not None:
-            with self._dropping_what_fails():
-                self._write(self._part, chunk)
+        self._copy.write(chunk)
         return len(chunk)
-
-    def keep(self) -> None:
-        if self._part is not None:
-            with self._dropping_what_fails():
-                self._part.truncate(self._written)
-                os.fsync(self._part.fileno())
-                self._part_path.rename(self._path)
-                self._part.close()
-                self._part = None
 
     def close(self) -> None:
         if not self.closed:
-            self._drop()
+            self._copy.drop()
             self._source.close()
         super().close()
 
-    def _write(self, part: BinaryIO, chunk: bytes) -> None:
-        if self._written + len(chunk) > self._room:
-            self._room += max(_STEP_BYTES, len(chunk))
-            if not self._cache.grow(part, self._part_path, self._room):
-                self._drop()
+
+class _Copy:
+    """A copy in the making, locked. No method raises: what goes wrong ends the copy."""
+
+    def __init__(self, cache: ShardCache, making: Path, path: Path) -> None:
+        self._cache, self._making, self._path = cache, making, path
+        self._file: BinaryIO | None = making.open("xb", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._written = self._room = 0
+
+    @property
+    def goes_on(self) -> bool:
+        return self._file is not None
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            if self._file is None or not self._has_room(self._file, len(chunk)):
                 return
-        self._written += len(chunk)
-        while chunk:  # a disk that is nearly full takes a part of it
-            chunk = chunk[part.write(chunk) :]
-
-    @contextlib.contextmanager
-    def _dropping_what_fails(self) -> Iterator[None]:
-        try:
-            yield
+            self._written += len(chunk)
+            while chunk:  # a disk that is nearly full takes a part of it
+                chunk = chunk[self._file.write(chunk) :]
         except OSError as error:
-            self._drop()
-            self._cache.give_up(error)
+            self._fail(error)
 
-    def _drop(self) -> None:
-        if self._part is not None:
-            self._part_path.unlink(missing_ok=True)  # before the lock goes
-            self._part.close()
-            self._part = None
-
-
-def _locked(path: Path) -> BinaryIO | None:
-    """An empty file at `path`, locked; None where another process has it."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_opened(path))
+    def keep(self) -> None:
+        """Give it its final name."""
+        if self._file is None:
+            return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who had the lock before may have renamed or removed what was opened here.
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return None
-        except (BlockingIOError, FileNotFoundError):
-            return None
-        file.truncate(0)
-        stack.pop_all()
-        return file
+            self._file.truncate(self._written)
+            os.fsync(self._file.fileno())
+            with self._cache.alone():
+                self._making.rename(self._path)
+            self._file.close()
+            self._file = None
+        except OSError as error:
+            self._fail(error)
 
+    def drop(self) -> None:
+        """Remove it, unless it was kept."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError), self._cache.alone():
+            self._making.unlink()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = None
 
-def _opened(path: Path) -> BinaryIO:
-    """For writing; made if it is not there, not emptied if it is."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-
-
-def _remove_abandoned(path: Path) -> bool:
-    """Remove the copy in the making at `path` if no process has it locked."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()  # with the lock held, or its next owner would be robbed
-    except (BlockingIOError, FileNotFoundError):
+    def _has_room(self, file: BinaryIO, more: int) -> bool:
+        if self._written + more <= self._room:
+            return True
+        step = max(_STEP_BYTES, more)
+        with self._cache.alone():
+            if self._cache.make_room(step):
+                self._room += step
+                file.truncate(self._room)  # so that the others count it
+                return True
+        self._cache.no_room(self._path)
+        self.drop()
         return False
-    return True
+
+    def _fail(self, error: OSError) -> None:
+        self._cache.give_up(error)
+        self.drop()
 
 
 def _is_remote(url: str) -> bool:
@@ -239,7 +295,3 @@ def _copy_name(url: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", shard_name(url))[-80:]
     digest = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{digest[:32]}-{readable}"
-
-
-def _total(files: dict[str, os.stat_result]) -> int:
-    return sum(stat.st_size for stat in files.values())

@@ -26,7 +26,7 @@ from fastclip.data.bad_samples import (
     NO_PICTURE,
     BadSampleNotes,
 )
-from fastclip.data.shard_cache import CopyingReader
+from fastclip.data.shard_cache import CachedShard
 from fastclip.data.shard_opener import open_shard
 from fastclip.data.shard_spec import display, shard_name
 
@@ -212,8 +212,8 @@ def read_shards(
         try:
             with stream:
                 whole = yield from _read_shard(stream, url, turn, notes)
-                if whole and isinstance(stream, CopyingReader):
-                    stream.keep()
+                if isinstance(stream, CachedShard):
+                    stream.ended(whole)
         except OSError as error:  # from closing: webdataset's programs tell there that they failed
             notes.note(BAD_SHARD, display(url), _in_words(error))
 

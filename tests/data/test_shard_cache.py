@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from fastclip.config.train_config import DataConfig
 from fastclip.data import shard_cache
 from fastclip.data.bad_samples import BadSampleNotes
 from fastclip.data.shard_cache import ShardCache
+from fastclip.data.shard_opener import open_shard
 from fastclip.data.shards import read_shards
 from fastclip.errors import UserError
 from tests.data.loaders import build, epoch_of
@@ -67,7 +71,12 @@ def keys(urls: list[str], cache: ShardCache) -> list[str]:
 
 
 def copies(folder: Path) -> list[str]:
-    return sorted(path.name.split("-", 1)[-1] for path in folder.iterdir() if path.name != ".lock")
+    """Without what stands before them for every address."""
+    return sorted(
+        re.sub("[0-9a-f]{32}-", "", path.name)
+        for path in folder.iterdir()
+        if path.name != shard_cache._LOCK
+    )
 
 
 def cache_of(folder: Path, urls: list[str], max_bytes: int = 10**9) -> ShardCache:
@@ -151,7 +160,7 @@ def test_the_end_of_reading_in_the_middle_leaves_no_copy(tmp_path, server):
     cache = cache_of(tmp_path, [url := server.url("0000.tar")])
     samples = read_shards([(url, "")], BadSampleNotes("x"), cache.open)
     next(samples)
-    assert copies(tmp_path / "cache") == ["0000.tar.part"]
+    assert copies(tmp_path / "cache") == ["making-0000.tar"]
     samples.close()
     assert copies(tmp_path / "cache") == []
 
@@ -177,7 +186,7 @@ def test_a_copy_that_another_process_makes_is_left_to_it(tmp_path, server):
     samples = read_shards([(url, "")], BadSampleNotes("x"), one.open)
     next(samples)
     assert len(keys([url], other)) == 8
-    assert copies(tmp_path / "cache") == ["0000.tar.part"]
+    assert copies(tmp_path / "cache") == ["making-0000.tar"]
     assert len(list(samples)) == 7
     assert copies(tmp_path / "cache") == ["0000.tar"]
 
@@ -191,9 +200,10 @@ def test_it_never_grows_beyond_its_size_and_own_copies_stay(tmp_path, server, mo
     sizes = []
 
     class Watched(ShardCache):
-        def grow(self, *args):
-            fits = super().grow(*args)
-            sizes.append(sum(p.stat().st_size for p in (tmp_path / "cache").iterdir()))
+        def make_room(self, more):
+            fits = super().make_room(more)
+            held = sum(p.stat().st_size for p in (tmp_path / "cache").iterdir())
+            sizes.append(held + more * fits)
             return fits
 
     cache = Watched(tmp_path / "cache", most, urls)
@@ -202,6 +212,7 @@ def test_it_never_grows_beyond_its_size_and_own_copies_stay(tmp_path, server, mo
         assert len(keys(urls, cache)) == 24
     assert copies(tmp_path / "cache") == ["0000.tar", "0001.tar", "0002.tar"]
     assert len(server.asked) == 6 + 3 + 3
+    assert cache_of(tmp_path, urls, most).prepare().endswith("it holds 0.0 of at most 0.0 GB")
     assert max(sizes) <= most
 
     others = urls[4:]  # another run, which has no use for them
@@ -226,6 +237,7 @@ import signal, sys, time
 from pathlib import Path
 from fastclip.data.bad_samples import BadSampleNotes
 from fastclip.data.shard_cache import ShardCache
+from fastclip.data.shard_opener import open_shard
 from fastclip.data.shards import read_shards
 folder, url, how = sys.argv[1:]
 cache = ShardCache(Path(folder), 10**9, [url])
@@ -251,9 +263,9 @@ def test_what_a_killed_process_left_behind_makes_room(tmp_path, server):
     cache = cache_of(tmp_path, urls)
     with reader(tmp_path, urls[0], "wait") as process:
         assert process.stdout.readline() == "0000.tar/000000\n"
-        assert copies(tmp_path / "cache") == ["0000.tar.part"]
+        assert copies(tmp_path / "cache") == ["making-0000.tar"]
         process.send_signal(signal.SIGKILL)
-    assert copies(tmp_path / "cache") == ["0000.tar.part"]
+    assert copies(tmp_path / "cache") == ["making-0000.tar"]
     assert len(keys(urls[1:], cache)) == 8
     assert copies(tmp_path / "cache") == ["0001.tar"]
     assert len(keys(urls[:1], cache)) == 8
@@ -299,3 +311,100 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
             train_num_samples=4,
             shard_cache=f"{tmp_path}/file/x",
         )
+
+
+def test_other_files_in_the_folder_are_nobodys(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(shard_cache, "_STEP_BYTES", STEP)
+    write_shards(tmp_path, [4, 4])
+    urls = [server.url(f"000{i}.tar") for i in range(2)]
+    most = (tmp_path / "0000.tar").stat().st_size + STEP
+    (tmp_path / "cache").mkdir()
+    for name in ("epoch_1.pt", "0000.tar", "making-x", "x.part"):
+        (tmp_path / "cache" / name).write_bytes(bytes(most))
+    for _ in range(2):
+        assert len(keys(urls[:1], cache_of(tmp_path, urls[:1], most))) == 4
+        assert len(keys(urls[1:], cache_of(tmp_path, urls[1:], most))) == 4
+    assert copies(tmp_path / "cache") == [
+        "0000.tar",
+        "0001.tar",
+        "epoch_1.pt",
+        "making-x",
+        "x.part",
+    ]
+
+
+def test_a_smaller_size_holds_from_the_start_on(tmp_path, server):
+    paths = write_shards(tmp_path / "d", [4] * 3)
+    urls = [server.url(f"d/{path.name}") for path in paths]
+    keys(urls, cache_of(tmp_path, urls))
+    os.utime(next((tmp_path / "cache").glob("*0001.tar")), (1, 1))
+    cache_of(tmp_path, urls, 2 * paths[0].stat().st_size + 1)
+    assert copies(tmp_path / "cache") == ["0000.tar", "0002.tar"]
+
+
+def test_a_damaged_copy_is_made_again(tmp_path, server):
+    (path,) = write_shards(tmp_path, [8])
+    cache = cache_of(tmp_path, [url := server.url("0000.tar")])
+    keys([url], cache)
+    (copy,) = (tmp_path / "cache").glob("*.tar")
+    copy.write_bytes(copy.read_bytes()[:6000])
+    notes = BadSampleNotes("x")
+    assert 0 < len(list(read_shards([(url, "")], notes, cache.open))) < 8
+    assert len(keys([url], cache)) == 8
+    assert copy.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["; exit 1", "; kill -9 $$", ""])
+@pytest.mark.parametrize("bytes_sent", [700, 20_000, 300_000])
+def test_a_program_that_fails_gives_the_same_samples_as_without(tmp_path, bytes_sent, ending):
+    (path,) = write_shards(tmp_path, [100])
+    url = f"pipe:head -c {bytes_sent} {path}{ending}"
+    found = []
+    for opener in (open_shard, cache_of(tmp_path, [url]).open):
+        notes = BadSampleNotes("x")
+        samples = [sample.key for sample in read_shards([(url, "")], notes, opener)]
+        found.append((samples, notes.take().counts))
+    assert found[0] == found[1]
+    assert sum(found[0][1].values()) == 1
+    assert copies(tmp_path / "cache") == []
+
+
+def test_no_copy_makes_way_for_one_that_cannot_fit(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(shard_cache, "_STEP_BYTES", STEP)
+    (small, large) = write_shards(tmp_path, [2, 40])
+    most = small.stat().st_size + STEP
+    urls = [server.url(path.name) for path in (small, large)]
+    keys(urls[:1], cache_of(tmp_path, urls[:1], most))
+    cache = cache_of(tmp_path, urls[1:], most)
+    keys(urls[1:], cache)
+    keys(urls[1:], cache)
+    assert copies(tmp_path / "cache") == ["0000.tar"]
+
+
+def test_what_follows_an_archive_is_not_read_where_no_copy_is_made(tmp_path):
+    (path,) = write_shards(tmp_path, [2])
+    log = tmp_path / "log"
+    url = f"pipe:cat {path}; head -c 9000000 /dev/zero; echo done > {log}"
+    keys([url], cache_of(tmp_path, [url], max_bytes=10))
+    assert not log.exists()
+    keys([url], cache_of(tmp_path, [url]))
+    assert log.exists()
+
+
+def test_a_disk_that_fails_in_every_way_costs_no_sample(tmp_path, server, monkeypatch):
+    """It takes nothing, and then not even the removal of what it took."""
+    write_shards(tmp_path, [8])
+    cache = cache_of(tmp_path, [url := server.url("0000.tar")])
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(shard_cache._Copy, "_has_room", fails)
+    monkeypatch.setattr(Path, "unlink", fails)
+    assert len(keys([url], cache)) == 8
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "inf", "nan"])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(UserError, match="--shard-cache-gb"):
+        DataConfig(shard_cache="x", shard_cache_gb=float(size))
