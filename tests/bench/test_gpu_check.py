@@ -31,14 +31,14 @@ def gpu_check(out: Path, *options: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_toy_run_that_is_ended_goes_on_and_checks_and_times_everything(tmp_path: Path) -> None:
-    first = gpu_check(tmp_path, "--toy", "--seconds", "20")
+    first = gpu_check(tmp_path, "--toy", "--seconds", "120")
     state = tmp_path / "parts.json"
     while first.poll() is None and not (state.exists() and len(json.loads(state.read_text())) >= 2):
         time.sleep(0.2)
     first.send_signal(signal.SIGTERM)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == 128 + signal.SIGTERM, said
-    second = gpu_check(tmp_path, "--toy", "--seconds", "20")
+    second = gpu_check(tmp_path, "--toy", "--seconds", "120")
     shown, _ = second.communicate(timeout=900)
     assert second.returncode == 0, shown
     for name in list(json.loads(state.read_text()))[:2]:
