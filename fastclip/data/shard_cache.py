@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,10 +70,13 @@ class ShardCache:
             return open_shard(url)
         path = self._folder / _copy_name(url)
         with contextlib.suppress(OSError):
-            return _Copied(self, path)
+            return self._open_copy(path)
         source = open_shard(url)
         copy = self._begin(path)
-        return source if copy is None else _CopyingReader(source, copy)
+        if copy is None:
+            return source
+        copying = _Copying(source, copy)
+        return CachedShard(copying, copying.ended)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -105,6 +108,17 @@ class ShardCache:
         if self._works:
             logger.warning("shard cache %s: no copies are made any more: %s", self._folder, error)
         self._works = False
+
+    def _open_copy(self, path: Path) -> CachedShard:
+        def ended(whole: bool) -> None:
+            if not whole:  # copies are of whole shards: the disk has damaged it
+                with contextlib.suppress(OSError), self.alone():
+                    path.unlink()
+
+        copy = CachedShard(io.FileIO(path), ended)
+        with contextlib.suppress(OSError):  # it may just have made room
+            os.utime(path)  # last used
+        return copy
 
     def _begin(self, path: Path) -> _Copy | None:
         """A copy in the making; None where that is not possible, or done by another process."""
@@ -161,44 +175,19 @@ class ShardCache:
 
 
 class CachedShard(io.BufferedReader):
-    """A shard read through a cache."""
+    """A shard read through a cache.
 
-    def ended(self, whole: bool) -> None:
-        """Called when its archive has been read, to its end or up to where it is damaged."""
-        raise NotImplementedError
+    Whoever has read its archive, up to its end or to where it is damaged, calls `ended` with whether it was whole.
+    """
 
-
-class _Copied(CachedShard):
-    """Reads a finished copy."""
-
-    def __init__(self, cache: ShardCache, path: Path) -> None:
-        super().__init__(io.FileIO(path), _BUFFER_BYTES)
-        self._cache, self._path = cache, path
-        with contextlib.suppress(OSError):  # it may just have made room
-            os.utime(path)  # last used
-
-    def ended(self, whole: bool) -> None:
-        if not whole:  # copies are of whole shards: the disk has damaged it
-            with contextlib.suppress(OSError), self._cache.alone():
-                self._path.unlink()
-
-
-class _CopyingReader(CachedShard):
-    """Reads a shard and copies what it reads."""
-
-    def __init__(self, source: BinaryIO, copy: _Copy) -> None:
-        super().__init__(_Copying(source, copy), _BUFFER_BYTES)
-        self._copy = copy
-
-    def ended(self, whole: bool) -> None:
-        if whole and self._copy.goes_on:
-            with contextlib.suppress(OSError):  # of the source: its samples have all been read
-                while self.read(_BUFFER_BYTES):  # what lies behind the end of the archive
-                    pass
-                self._copy.keep()
+    def __init__(self, raw: io.RawIOBase, ended: Callable[[bool], None]) -> None:
+        super().__init__(raw, _BUFFER_BYTES)
+        self.ended = ended
 
 
 class _Copying(io.RawIOBase):
+    """What `source` gives, written to `copy` too."""
+
     def __init__(self, source: BinaryIO, copy: _Copy) -> None:
         super().__init__()
         self._source, self._copy = source, copy
@@ -213,6 +202,13 @@ class _Copying(io.RawIOBase):
         buffer[: len(chunk)] = chunk
         self._copy.write(chunk)
         return len(chunk)
+
+    def ended(self, whole: bool) -> None:
+        if whole and self._copy.goes_on:
+            with contextlib.suppress(OSError):  # of the source: its samples have all been read
+                while self.read(_BUFFER_BYTES):  # what lies behind the end of the archive
+                    pass
+                self._copy.keep()
 
     def close(self) -> None:
         if not self.closed:
