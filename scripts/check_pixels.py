@@ -96,9 +96,10 @@ def main() -> int:
     sampler = AugmentSampler(AUGMENT, preprocess, arguments.seed)
     headers = [read_header(data) for data in pictures]
     drawn = [sampler(0, str(i), h.height, h.width) for i, h in enumerate(headers)]
-    pillow = TrainDecoder(preprocess, AUGMENT)
+    pillow = TrainDecoder(size, fast_resize=False)
+    fast = TrainDecoder(size, fast_resize=True)
     cpu = torch.device("cpu")
-    dali = DaliTrainDecoder(preprocess, AUGMENT, BATCH, cpu, threads=1)
+    dali = DaliTrainDecoder(preprocess, AUGMENT, BATCH, cpu, threads=1, fast_resize=False)
     print(f"{len(pictures)} pictures of {arguments.shards} at {size[0]} pixels")
     good = True
     names = ("brightness", "contrast", "saturation", "hue")
@@ -117,8 +118,9 @@ def main() -> int:
             [reference_pixels(pil_rgb(p), d, size) for p, d in zip(pictures, draws, strict=True)]
         )
         good &= report(f"dali   {case}", by_dali(dali, pictures, draws), theirs, 10)
-        ours = np.stack([pillow(p, d) for p, d in zip(pictures, draws, strict=True)])
-        good &= report(f"pillow {case}", ours, theirs, 10)
+        for who, decoder in (("pillow", pillow), ("torch ", fast)):
+            ours = np.stack([decoder(p, d) for p, d in zip(pictures, draws, strict=True)])
+            good &= report(f"{who} {case}", ours, theirs, 10)
     for mode in ("shortest", "longest", "squash"):
         reference = image_transform(
             size[0], is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode
@@ -141,14 +143,15 @@ def main() -> int:
         )
         assert isinstance(transform, T.Compose)
         pace("reference, 1 thread", count, lambda: [transform(pil_rgb(p)) for p in pictures])
-        pace(
-            "ours, Pillow, 1 thread",
-            count,
-            lambda: [pillow(p, d) for p, d in zip(pictures, drawn, strict=True)],
-        )
+        for resizer, decoder in (("Pillow", pillow), ("torch", fast)):
+            pace(
+                f"ours, Pillow, resized by {resizer}, 1 thread",
+                count,
+                lambda d=decoder: [d(p, draw) for p, draw in zip(pictures, drawn, strict=True)],
+            )
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            decoder = DaliTrainDecoder(preprocess, AUGMENT, BATCH, cpu, threads)
+            decoder = DaliTrainDecoder(preprocess, AUGMENT, BATCH, cpu, threads, fast_resize=False)
             by_dali(decoder, pictures[:BATCH], drawn[:BATCH])
             pace(
                 f"ours, DALI on the CPU, {threads} thread(s)",

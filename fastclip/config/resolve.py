@@ -69,6 +69,7 @@ def resolve(namespace: argparse.Namespace) -> TrainConfig:
             val_data=n.val_data or None,
             train_data_upsampling_factors=factors,
             augment=augment,
+            fast_resize=not n.no_fast_resize,
         ),
         # enough for the checks across slices to be right about what there is to do
         DataConfig(

@@ -80,6 +80,7 @@ class DataConfig:
     batch_size: int = 64  # per rank
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     decoder: Decoder = "auto"  # ours
+    fast_resize: bool = True  # ours
     allow_pipe_from_files: bool = False  # ours
     max_bad_fraction: float = 1.0  # ours; of the samples that a rank has met
     shard_cache: str | None = None  # ours; a folder

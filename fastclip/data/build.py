@@ -195,10 +195,11 @@ def _train_loader(
             cfg.batch_size,
             device,
             max(1, cfg.workers),
+            fast_resize=cfg.fast_resize,
         )
     else:
         erasing = random_erasing(preprocess, cfg.augment)
-        decoder = TrainDecoder(preprocess, cfg.augment)
+        decoder = TrainDecoder(preprocess.size, fast_resize=cfg.fast_resize)
         make_batch = Batch if packer is None else packer.batch
         preparer = PillowTrain(sampler, decoder, erasing, tokenizer, make_batch)
         decode = None
@@ -207,7 +208,10 @@ def _train_loader(
                 f"decoder: it was DALI, which had used {start.used} samples of the first batch; these are met again"
             )
             start = replace(start, used=0)
-        sentences.append(f"decoder: Pillow, in the loader processes ({refusal})")
+        resizer = "torch" if cfg.fast_resize else "Pillow"
+        sentences.append(
+            f"decoder: Pillow, in the loader processes ({refusal}); resized by {resizer}"
+        )
     return TrainLoader(
         source,
         preparer,

@@ -76,13 +76,16 @@ class DaliTrainDecoder:
         batch_size: int,
         device: torch.device,
         threads: int,
+        *,
+        fast_resize: bool,
     ) -> None:
+        """`fast_resize` is for what Pillow decodes."""
         reason = available()
         if reason is not None:
             raise EnvironmentProblem(f"--decoder dali: {reason}. Install it with: {INSTALL}")
         self._preprocess, self._device = preprocess, device
         self._batch_size, self._threads = batch_size, threads
-        self._pillow = TrainDecoder(preprocess, augment)
+        self._pillow = TrainDecoder(preprocess.size, fast_resize=fast_resize)
         self._erasing = random_erasing(preprocess, augment)
         self._pipeline: Any = None
         self._failure = ""  # what DALI said when it last failed

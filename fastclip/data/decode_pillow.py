@@ -2,7 +2,8 @@
 evaluation.
 
 The operations are the ones torchvision applies to Pillow pictures, in Pillow's own 8-bit
-arithmetic, so given the same draws the pixels are the reference's to the last bit.
+arithmetic, so given the same draws the pixels are the reference's to the last bit; but for a resize by
+torch in training (`data/crop_resize.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from fastclip.config.images import AugmentConfig, PreprocessConfig
+from fastclip.config.images import PreprocessConfig
+from fastclip.data.crop_resize import CropResize, by_pillow, by_torch
 from fastclip.data.draws import UNCHANGED, Draw
 from fastclip.data.hue import turn_hue
-from fastclip.data.image_header import BadImage, decode_rgb, open_image, to_rgb
+from fastclip.data.image_header import BadImage, as_rgb, decode_rgb, open_image, to_rgb
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _LEVELS = Image.frombytes("L", (256, 1), bytes(range(256)))
@@ -25,18 +27,17 @@ class TrainDecoder:
     Random erasing needs normalised pixels and is not done here: see `data/erase.py`.
     """
 
-    def __init__(self, preprocess: PreprocessConfig, augment: AugmentConfig) -> None:
-        del (
-            augment
-        )  # all of it is in the draws; the parameter keeps one signature with the DALI decoder
-        self._size = preprocess.size
+    def __init__(self, size: tuple[int, int], *, fast_resize: bool) -> None:
+        """For pictures of `size` (height, width), resized by torch or, to the reference's bits, by Pillow."""
+        self._size = size
+        self._crop_resize = by_torch if fast_resize else by_pillow
 
     def __call__(self, data: bytes, draw: Draw) -> np.ndarray:
         return self.augmented(open_image(data), draw)
 
     def augmented(self, image: Image.Image, draw: Draw) -> np.ndarray:
         """For a caller that has opened the picture, not decoded it, to make the draw."""
-        return np.asarray(augment_image(to_rgb(image), draw, self._size))
+        return np.asarray(augment_image(to_rgb(image), draw, self._size, self._crop_resize))
 
 
 class EvalDecoder:
@@ -49,14 +50,13 @@ class EvalDecoder:
         return np.asarray(fit_image(decode_rgb(data), self._preprocess))
 
 
-def augment_image(image: Image.Image, draw: Draw, size: tuple[int, int]) -> Image.Image:
+def augment_image(
+    image: Image.Image, draw: Draw, size: tuple[int, int], crop_resize: CropResize = by_pillow
+) -> Image.Image:
     """Carry out `draw` on `image`: crop, resize to `size` (height, width), colours in their order,
     grey. RGB.
     """
-    top, left, height, width = draw.crop
-    resample = Image.Resampling.BILINEAR if draw.bilinear else Image.Resampling.BICUBIC
-    image = image.crop((left, top, left + width, top + height))
-    image = image.resize((size[1], size[0]), resample).convert("RGB")
+    image = as_rgb(crop_resize(image, draw, size))
     for operation in draw.order:
         factor = draw.factors[operation]
         if factor != UNCHANGED[operation]:
@@ -89,7 +89,7 @@ def fit_image(image: Image.Image, preprocess: PreprocessConfig) -> Image.Image:
             target = (round(image.height / ratio), round(image.width / ratio))
             image = _resize(image, target, Image.Resampling.BICUBIC)
         image = _center_crop_or_pad(image, height, width, fill=0)
-    return image.convert("RGB")
+    return as_rgb(image)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

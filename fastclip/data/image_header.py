@@ -84,9 +84,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """`decode_rgb`, of a picture that is open already."""
     try:
         image.load()
-        return image.convert("RGB")
+        return as_rgb(image)
     except Exception as error:
         raise BadImage(f"cannot be decoded: {_in_words(error)}") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """`image.convert("RGB")`, which would copy a picture that is RGB already."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @functools.cache
@@ -108,8 +113,8 @@ def _jpeg_ends(data: bytes) -> bool:
             position += 1
         elif marker == 0xDA:  # start of scan
             # Inside coded data 0xFF is always followed by 0 or a restart number, so this is a
-            # marker.
-            return data.find(b"\xff\xd9", position) >= 0
+            # marker. Looked for from the end, where it nearly always is.
+            return data.rfind(b"\xff\xd9", position) >= 0
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return data.find(b"\xff\xd9", position) >= 0  # odd header: let the decoder judge it

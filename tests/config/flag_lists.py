@@ -15,6 +15,7 @@ OWN = {
     "--max-bad-fraction": 1.0,
     "--shard-cache": None,
     "--shard-cache-gb": 100.0,
+    "--no-fast-resize": False,
     "--no-packed-text": False,
     "--no-prune-last-block": False,
     "--no-fused-patch-embed": False,

@@ -125,6 +125,7 @@ ELSEWHERE: dict[str, tuple[list[str], list[str], dict[str, object]]] = {
     "nodes": (["--dry-run"], ["3"], {"cluster.nodes": 3}),
     "gpus_per_node": (["--dry-run"], ["3"], {"cluster.gpus_per_node": 3}),
     "gpu": (["--dry-run"], ["h100"], {"cluster.gpu": "h100"}),
+    "no_fast_resize": ([], [], {"data.fast_resize": False}),
     "no_packed_text": ([], [], {"model.packed_text": False}),
     "no_prune_last_block": ([], [], {"model.prune_last_block": False}),
     "no_fused_patch_embed": ([], [], {"model.fused_patch_embed": False}),

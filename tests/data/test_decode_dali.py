@@ -53,7 +53,9 @@ def drawn(
 
 def decode(pictures, draws, size=SIZE, batch_size=32, augment=JITTER):
     pictures = [dali_form(data) for data in pictures]  # as the loader process does
-    decoder = DaliTrainDecoder(PreprocessConfig(size=size), augment, batch_size, CPU, threads=1)
+    decoder = DaliTrainDecoder(
+        PreprocessConfig(size=size), augment, batch_size, CPU, threads=1, fast_resize=False
+    )
 
     def fail(*_):  # else a DALI that always failed would pass
         raise AssertionError("DALI failed on a picture that it should decode")
@@ -189,7 +191,7 @@ def test_a_bad_picture_costs_itself_and_the_decoder_goes_on():
         7: encode(smooth(30, 30), "GIF")[:-20],
         11: b"",
     }
-    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 16, CPU, threads=2)
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 16, CPU, threads=2, fast_resize=False)
     close(decoder(encoded_batch(pictures, draws)).numpy(), whole)
     for _ in range(2):
         good, found = list(range(12)), set()
@@ -210,7 +212,7 @@ def test_a_picture_that_dali_alone_refuses_costs_itself(caplog, monkeypatch):
     odd = encode(smooth(60, 80), "TIFF")  # DALI is not given such by the loader process
     pictures = [*demo_pictures(7), odd]
     draws = drawn(pictures)
-    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 8, CPU, threads=1)
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 8, CPU, threads=1, fast_resize=False)
     cropped = decoder._cropped
 
     def refusing(given, draws):
@@ -229,7 +231,7 @@ def test_a_picture_that_dali_alone_refuses_costs_itself(caplog, monkeypatch):
 def test_a_refusal_that_names_no_picture_is_pillows_whole_batch(caplog):
     odd = encode(smooth(60, 80), "PNG")[:-12]
     (draw,) = drawn([odd])
-    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 1, CPU, threads=1)
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 1, CPU, threads=1, fast_resize=False)
     for _ in range(12):
         close(decoder(encoded_batch([odd], [draw])).numpy(), reference([odd], [draw]))
     assert [record.args[0] for record in caplog.records] == [1, 10]
@@ -243,7 +245,7 @@ def test_what_dali_says_of_a_bad_picture_names_it():
     pictures = demo_pictures(6)
     draws = drawn(pictures)
     pictures[4] = without_tables(pictures[4])
-    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 6, CPU, threads=1)
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 6, CPU, threads=1, fast_resize=False)
     decoder._with_pillow = None
     with pytest.raises(BadImages) as caught:
         decoder(encoded_batch(pictures, draws))
@@ -254,7 +256,7 @@ def test_what_dali_says_of_a_bad_picture_names_it():
 def test_batches_do_not_share_memory():
     pictures = demo_pictures(8)
     draws = drawn(pictures)
-    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 4, CPU, threads=1)
+    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 4, CPU, threads=1, fast_resize=False)
     first = decoder(encoded_batch(pictures[:4], draws[:4]))
     kept = first.clone()
     for _ in range(5):
@@ -268,8 +270,8 @@ def test_with_erasing_the_batch_is_normalised_floats():
     pictures = demo_pictures(12)
     draws = drawn(pictures, augment)
     batch = encoded_batch(pictures, draws)
-    ours = DaliTrainDecoder(PREPROCESS, augment, 16, CPU, threads=1)(batch)
-    plain = DaliTrainDecoder(PREPROCESS, JITTER, 16, CPU, threads=1)(batch)
+    ours = DaliTrainDecoder(PREPROCESS, augment, 16, CPU, threads=1, fast_resize=False)(batch)
+    plain = DaliTrainDecoder(PREPROCESS, JITTER, 16, CPU, threads=1, fast_resize=False)(batch)
     assert torch.equal(ours, RandomErasing(PREPROCESS, augment)(plain, batch.draws.erase))
     assert ours.shape == (12, 3, *SIZE)
 
@@ -278,7 +280,9 @@ def test_with_erasing_the_batch_is_normalised_floats():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_dali_cannot_use_is_one_line():
     picture = encode(smooth(30, 30), "JPEG")
-    decoder = DaliTrainDecoder(PREPROCESS, JITTER, 1, torch.device("cuda", 0), threads=1)
+    decoder = DaliTrainDecoder(
+        PREPROCESS, JITTER, 1, torch.device("cuda", 0), threads=1, fast_resize=False
+    )
     with pytest.raises(EnvironmentProblem, match=r"cannot start on cuda:0: .+ --decoder pillow"):
         decoder(encoded_batch([picture], drawn([picture])))
 
@@ -287,7 +291,7 @@ def test_without_dali_the_reason_and_the_remedy_are_said(monkeypatch):
     monkeypatch.setattr(optional, "find", lambda name: f"{name} is not installed")
     assert available() == "nvidia.dali is not installed"
     with pytest.raises(EnvironmentProblem, match=r"fastclip\[dali\]"):
-        DaliTrainDecoder(PREPROCESS, JITTER, 4, CPU, threads=1)
+        DaliTrainDecoder(PREPROCESS, JITTER, 4, CPU, threads=1, fast_resize=False)
 
 
 def test_the_decoy_package_is_told_apart(monkeypatch):

@@ -1,4 +1,4 @@
-"""The Pillow path promises the reference's pixels, bit for bit, given the same draws."""
+"""The Pillow path promises the reference's pixels, given the same draws: bit for bit, or nearly where torch resizes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,32 @@ def drawn(
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
 def test_training_pixels_are_the_references(interpolation):
     preprocess = PreprocessConfig(size=SIZE, interpolation=interpolation)
-    decoder = TrainDecoder(preprocess, JITTER)
+    decoder = TrainDecoder(SIZE, fast_resize=False)
     pictures = demo_pictures(100)
     for i, (data, draw) in enumerate(
         zip(pictures, drawn(pictures, JITTER, preprocess), strict=True)
     ):
         draw = draw._replace(gray=i % 5 == 0)
         assert np.array_equal(decoder(data, draw), reference_pixels(pil_rgb(data), draw, SIZE))
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_pixels_resized_by_torch_are_the_references_but_for_a_level_here_and_there(bilinear):
+    """Larger and smaller pictures than the model's, and thin ones; colours as they are."""
+    pictures = demo_pictures(100)
+    pictures += [
+        encode(smooth(h, w, h), "PNG") for h, w in ((480, 640), (900, 7), (7, 900), (1, 1))
+    ]
+    fast, differences = TrainDecoder(SIZE, fast_resize=True), []
+    plain = AugmentConfig(scale=(0.4, 1.0))
+    for data, draw in zip(
+        pictures, drawn(pictures, plain, PreprocessConfig(size=SIZE)), strict=True
+    ):
+        draw = draw._replace(bilinear=bilinear)
+        wanted = reference_pixels(pil_rgb(data), draw, SIZE).astype(int)
+        differences.append(np.abs(fast(data, draw) - wanted))
+        assert differences[-1].max() <= 2
+    assert np.mean(differences) < 0.01  # levels; DALI's are ten times as far
 
 
 @pytest.mark.parametrize("operation", range(4))
@@ -49,7 +68,7 @@ def test_each_operation_alone_is_the_references(operation, strength):
     factors = tuple(factor if i == operation else UNCHANGED[i] for i in range(4))
     data = encode(smooth(60, 90, seed=operation), "PNG")
     draw = Draw((3, 5, 50, 80), False, factors, (2, 0, 3, 1), False, -1)
-    decoder = TrainDecoder(PreprocessConfig(size=SIZE), JITTER)
+    decoder = TrainDecoder(SIZE, fast_resize=False)
     assert np.array_equal(decoder(data, draw), reference_pixels(pil_rgb(data), draw, SIZE))
 
 
@@ -59,7 +78,7 @@ def test_nothing_is_ever_flipped():
     pixels = across[None, :, None] + down[:, None, None] + np.zeros(3)
     data = encode(Image.fromarray(pixels.astype(np.uint8)), "PNG")
     preprocess = PreprocessConfig(size=(64, 64))
-    decoder = TrainDecoder(preprocess, AugmentConfig(scale=(0.1, 1.0)))
+    decoder = TrainDecoder((64, 64), fast_resize=True)
     for draw in drawn([data] * 300, AugmentConfig(scale=(0.1, 1.0)), preprocess):
         image = decoder(data, draw).astype(int)
         assert image[:, -8:].mean() > image[:, :8].mean()
@@ -95,6 +114,6 @@ def test_bad_bytes_raise_bad_image():
     data = encode(smooth(40, 40), "JPEG")[:-40]
     draw = Draw((0, 0, 40, 40), False, UNCHANGED, (0, 1, 2, 3), False, -1)
     with pytest.raises(BadImage, match="truncated"):
-        TrainDecoder(PreprocessConfig(size=SIZE), JITTER)(data, draw)
+        TrainDecoder(SIZE, fast_resize=True)(data, draw)
     with pytest.raises(BadImage, match="truncated"):
         EvalDecoder(PreprocessConfig(size=SIZE))(data)

@@ -53,8 +53,8 @@ class PillowAsDali:
     """Decodes whole batches in the main process as DALI does, but without its threads, which a later test's loader
     processes would be forked beside."""
 
-    def __init__(self, preprocess: PreprocessConfig, augment: AugmentConfig, *_: object) -> None:
-        self._decode = TrainDecoder(preprocess, augment)
+    def __init__(self, preprocess: PreprocessConfig, *_: object, fast_resize: bool) -> None:
+        self._decode = TrainDecoder(preprocess.size, fast_resize=fast_resize)
 
     def __call__(self, batch: EncodedBatch) -> torch.Tensor:
         images, bad = [], {}
