@@ -16,10 +16,6 @@ class Figure(NamedTuple):
     def exactly(cls, value: float, source: str) -> Figure:
         return cls(value, value, source)
 
-    def seconds_for(self, work: float) -> Figure:
-        """How long so much work takes at this rate."""
-        return Figure(work / self.high, work / self.low, self.source)
-
     def times(self, low: float, high: float, source: str) -> Figure:
         return Figure(self.low * low, self.high * high, source)
 
