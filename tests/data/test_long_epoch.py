@@ -36,7 +36,8 @@ def resources() -> tuple[float, int, int]:
     for process in (os.getpid(), *live_processes("parent", os.getpid())):
         status = Path(f"/proc/{process}/status").read_text()
         field = dict(line.split(":", 1) for line in status.splitlines())
-        megabytes += int(field["RssAnon"].split()[0]) / 1024
+        # Not the pages of files, which are the system's to drop.
+        megabytes += sum(int(field[kind].split()[0]) for kind in ("RssAnon", "RssShmem")) / 1024
         threads += int(field["Threads"])
         files += len(os.listdir(f"/proc/{process}/fd"))
     return megabytes, threads, files
