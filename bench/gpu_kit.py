@@ -9,6 +9,7 @@ not done. Ends with a line for each part; exit status 0 where every result that 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -25,6 +26,8 @@ import torch
 from bench.gpu_parts import Part, parts
 from bench.reference_environment import ROOT
 from fastclip.errors import ExitCode
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Done(NamedTuple):
@@ -105,7 +108,7 @@ def _in_time(
     """Its exit status; None where it was ended because of the time."""
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_end_with_kit,
     )  # fmt: skip
     try:
         return process.wait(seconds)
@@ -115,6 +118,12 @@ def _in_time(
         if process.poll() is None:  # out of time, or this process is being ended itself
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _end_with_kit() -> None:
+    """A part that outlived a kit that was killed would run beside the same part of the next one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _status(part: Part, status: int | None) -> str:

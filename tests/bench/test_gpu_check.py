@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh at toy size, its kernels in Triton's interpreter: ended halfway, started again."""
+"""scripts/gpu_check.sh at toy size, its kernels in Triton's interpreter: ended after every part, started again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu_parts import parts
 from bench.paired import Timing, alternate, ratio
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,25 +25,35 @@ def gpu_check(out: Path, *options: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     return subprocess.Popen(
         [str(ROOT / "scripts" / "gpu_check.sh"), "--out", str(out), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**environment, "PYTHON": sys.executable},
     )  # fmt: skip
 
 
+def done(state: Path) -> int:
+    return len(json.loads(state.read_text())) if state.exists() else 0
+
+
 @pytest.mark.slow
-def test_a_toy_run_that_is_ended_goes_on_and_checks_and_times_everything(tmp_path: Path) -> None:
-    first = gpu_check(tmp_path, "--toy", "--seconds", "120")
+def test_a_toy_run_that_is_ended_after_each_part_goes_on_and_checks_and_times_everything(
+    tmp_path: Path,
+) -> None:
     state = tmp_path / "parts.json"
-    while first.poll() is None and not (state.exists() and len(json.loads(state.read_text())) >= 2):
-        time.sleep(0.2)
-    first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=60)
-    assert first.returncode == 128 + signal.SIGTERM, said
-    second = gpu_check(tmp_path, "--toy", "--seconds", "120")
-    shown, _ = second.communicate(timeout=900)
-    assert second.returncode == 0, shown
-    for name in list(json.loads(state.read_text()))[:2]:
-        assert f"== {name}: done before" in shown
+    names = [part.name for part in parts(tmp_path, 120, toy=True)]
+    for number in range(1, len(names)):
+        run = gpu_check(tmp_path, "--toy", "--seconds", "120")
+        while run.poll() is None and done(state) < number:
+            time.sleep(0.1)
+        if number % 2:  # by a scheduler, or with everything at once
+            run.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(run.pid, signal.SIGKILL)
+        said, _ = run.communicate(timeout=60)
+        assert run.returncode == (128 + signal.SIGTERM if number % 2 else -signal.SIGKILL), said
+        assert [name for name in names if f"== {name}: done before" in said] == names[: number - 1]
+    last = gpu_check(tmp_path, "--toy", "--seconds", "120")
+    shown, _ = last.communicate(timeout=900)
+    assert last.returncode == 0, shown
     summary = shown[shown.index("== summary") :].splitlines()
     assert len(summary) == 10
     assert summary[-1] == "every result that was checked is right"
