@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import time
@@ -16,10 +17,10 @@ from bench.shard_pairs import pairs
 from fastclip.config.parse import parse_args
 from fastclip.config.resolve import resolve
 from fastclip.data.bad_samples import BadSampleNotes
-from fastclip.data.crop_resize import by_torch
+from fastclip.data.crop_resize import by_pillow, by_torch
 from fastclip.data.decode_pillow import TrainDecoder, augment_image
 from fastclip.data.draws import AugmentSampler
-from fastclip.data.image_header import header_of, open_image, to_rgb
+from fastclip.data.image_header import BadImage, header_of, open_image, to_rgb
 from fastclip.data.packing import PackRule, TextPacker, rows_for
 from fastclip.data.shard_spec import expand_shards
 from fastclip.data.shards import Position, RawSample, TrainShards
@@ -51,7 +52,8 @@ class DecoderAlone:
         preprocess: Any = fastclip.create_model(config.model.name).preprocess_cfg
         self._size, self._tokenizer = preprocess.size, build_tokenizer(spec)
         self._sampler = AugmentSampler(config.data.augment, preprocess, seed=0)
-        decoder = TrainDecoder(preprocess.size, fast_resize=config.data.fast_resize)
+        self._fast_resize = config.data.fast_resize
+        decoder = TrainDecoder(preprocess.size, fast_resize=self._fast_resize)
         self._preparer = PillowTrain(self._sampler, decoder, None, self._tokenizer)
         self._epoch = 0
 
@@ -66,12 +68,18 @@ class DecoderAlone:
             assert process.exitcode == 0
 
     def _share(self, worker: int) -> None:
-        torch.set_num_threads(1)  # as in a loader process; a fork has none of its parent's threads
+        torch.set_num_threads(
+            1
+        )  # as in a loader process; OpenMP would wait for threads that a fork lacks
         for number in range(worker, self._count, self._workers):
-            self._preparer.prepare(self._samples[number % len(self._samples)], self._epoch)
+            with contextlib.suppress(BadImage):
+                self._preparer.prepare(self._samples[number % len(self._samples)], self._epoch)
 
     def parts(self) -> dict[str, float]:
-        """Microseconds a picture, of one epoch in this process, in the order in which a picture meets them."""
+        """Microseconds a picture, of one epoch in this process, in the order in which a picture meets them. Raises
+        BadImage."""
+        torch.set_num_threads(1)
+        crop_resize = by_torch if self._fast_resize else by_pillow
         spent: dict[str, float] = defaultdict(float)
         rule = PackRule(eos_id=None)
         some = self._tokenizer([sample.caption for sample in self._samples[: self._batch_size]])
@@ -98,7 +106,7 @@ class DecoderAlone:
                 lap("header, draws")
                 rgb = to_rgb(image)
                 lap("decode")
-                images.append(np.asarray(augment_image(rgb, draw, self._size, by_torch)))
+                images.append(np.asarray(augment_image(rgb, draw, self._size, crop_resize)))
                 captions.append(sample.caption)
                 lap("crop, resize, colours")
                 done += 1

@@ -28,6 +28,7 @@ from bench.reference_environment import ROOT
 from fastclip.errors import ExitCode
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # not after a fork
 
 
 class Done(NamedTuple):
@@ -121,9 +122,10 @@ def _in_time(
 
 
 def _end_with_kit() -> None:
-    """A part that outlived a kit that was killed would run beside the same part of the next one."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """A part that outlived a kit that was killed would run beside the same part of the next one. (What the part has
+    started itself is a scheduler's to end.)"""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _status(part: Part, status: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -34,6 +35,15 @@ def done(state: Path) -> int:
     return len(json.loads(state.read_text())) if state.exists() else 0
 
 
+def running(out: Path) -> list[bytes]:
+    """Commands of live processes that name `out`."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended since it was listed
+            found.append(command.read_bytes())
+    return [each for each in found if os.fsencode(out) in each]
+
+
 @pytest.mark.slow
 def test_a_toy_run_that_is_ended_after_each_part_goes_on_and_checks_and_times_everything(
     tmp_path: Path,
@@ -49,6 +59,10 @@ def test_a_toy_run_that_is_ended_after_each_part_goes_on_and_checks_and_times_ev
         else:
             os.killpg(run.pid, signal.SIGKILL)
         said, _ = run.communicate(timeout=60)
+        until = time.monotonic() + 10
+        while left := running(tmp_path):
+            assert time.monotonic() < until, left
+            time.sleep(0.1)
         assert run.returncode == (128 + signal.SIGTERM if number % 2 else -signal.SIGKILL), said
         assert [name for name in names if f"== {name}: done before" in said] == names[: number - 1]
     last = gpu_check(tmp_path, "--toy", "--seconds", "120")

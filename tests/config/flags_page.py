@@ -139,7 +139,7 @@ def page() -> str:
     )
     parts.append(
         "\n## Ours\n\nOpenCLIP does not have these. Left out, they choose the fastest way that "
-        f"computes the same.\n\n{table(own)}\n"
+        f"computes the same (docs/numerics.md says how nearly).\n\n{table(own)}\n"
     )
     return "".join(parts)
 

@@ -42,22 +42,31 @@ def test_training_pixels_are_the_references(interpolation):
 
 
 @pytest.mark.parametrize("bilinear", [False, True])
-def test_pixels_resized_by_torch_are_the_references_but_for_a_level_here_and_there(bilinear):
-    """Larger and smaller pictures than the model's, and thin ones; colours as they are."""
-    pictures = demo_pictures(100)
-    pictures += [
-        encode(smooth(h, w, h), "PNG") for h, w in ((480, 640), (900, 7), (7, 900), (1, 1))
+def test_pixels_resized_by_torch_are_the_references_but_for_rounding(bilinear):
+    """Noise, where rounding shows most, at sizes that Pillow takes in either order of passes; and real pictures."""
+    rng = np.random.default_rng(7)
+    sizes = [
+        (438, 345),
+        (103, 20),
+        (97, 112),
+        (300, 40),
+        (480, 640),
+        (40, 50),
+        (900, 7),
+        (7, 900),
+        (1, 1),
     ]
-    fast, differences = TrainDecoder(SIZE, fast_resize=True), []
-    plain = AugmentConfig(scale=(0.4, 1.0))
-    for data, draw in zip(
-        pictures, drawn(pictures, plain, PreprocessConfig(size=SIZE)), strict=True
-    ):
-        draw = draw._replace(bilinear=bilinear)
+    noise = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    fast = TrainDecoder(SIZE, fast_resize=True)
+    for data in [encode(image, "PNG") for image in noise] + demo_pictures(100):
+        header = read_header(data)
+        whole = (0, 0, header.height, header.width)
+        draw = Draw(whole, bilinear, UNCHANGED, (0, 1, 2, 3), False, -1)
         wanted = reference_pixels(pil_rgb(data), draw, SIZE).astype(int)
-        differences.append(np.abs(fast(data, draw) - wanted))
-        assert differences[-1].max() <= 2
-    assert np.mean(differences) < 0.01  # levels; DALI's are ten times as far
+        difference = np.abs(fast(data, draw) - wanted)
+        # A level of the first pass may become two in the second, whose weights are not all positive.
+        assert difference.max() <= 2, whole
+        assert difference.mean() < 0.06, whole  # DALI: 0.14 for real pictures
 
 
 @pytest.mark.parametrize("operation", range(4))

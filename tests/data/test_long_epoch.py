@@ -36,7 +36,7 @@ def resources() -> tuple[float, int, int]:
     for process in (os.getpid(), *live_processes("parent", os.getpid())):
         status = Path(f"/proc/{process}/status").read_text()
         field = dict(line.split(":", 1) for line in status.splitlines())
-        # Not the pages of files, which are the system's to drop.
+        # Batches on their way are in shared memory. Not the pages of files, which are the system's to drop.
         megabytes += sum(int(field[kind].split()[0]) for kind in ("RssAnon", "RssShmem")) / 1024
         threads += int(field["Threads"])
         files += len(os.listdir(f"/proc/{process}/fd"))
@@ -71,8 +71,9 @@ def test_memory_threads_and_files_stay_flat(tmp_path: Path) -> None:
     slope = np.polyfit(steps / 1000, megabytes, 1)[0]
     print(f"{slope:+.2f} MB per 1,000 steps, {megabytes.min():.0f} to {megabytes.max():.0f} MB")
     assert slope < 1
-    assert threads.max() - threads.min() <= 1  # of the queue between the processes
-    assert files.max() - files.min() <= 2  # what is open while a batch is handed over
+    third = len(steps) // 3
+    for count in (threads, files):  # batches that are being handed over have some of each
+        assert np.median(count[-third:]) - np.median(count[:third]) <= 1, count
 
 
 def test_a_log_of_100_000_bad_samples_is_short_and_its_counts_exact(
