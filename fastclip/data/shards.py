@@ -41,6 +41,11 @@ SAMPLE_SHUFFLE, SAMPLE_SHUFFLE_INITIAL = 5000, 1000
 SHUFFLE_BYTES = 512 << 20  # ours: a buffer of very large pictures stops growing here
 MAX_MEMBER_BYTES = 100 << 20
 
+# Where a tar header has what (POSIX.1-1988, ustar).
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_NUMBERS, _PREFIX = (slice(124, 136), slice(148, 156)), 345  # size and checksum
+_BLANK_CHECKSUM = 8 * ord(" ")  # it is computed with itself blank
+
 # Members that belong to the archive, not to a sample.
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -326,6 +331,26 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
 
 class CheckedHeader(tarfile.TarInfo):
     """A header that tells a damaged or cut archive from a finished one: plain tarfile ends silently at both."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:  # type: ignore[override]
+        """Of regular files of short names, which samples mostly are, only what is used of them; the rest by tarfile."""
+        kind, name = bytes(buf[156:157]), bytes(buf[:100]).partition(b"\0")[0]
+        if (
+            len(buf) == tarfile.BLOCKSIZE
+            and kind in _FILES
+            and not buf[_PREFIX]
+            and name[-1:] != b"/"
+        ):
+            try:
+                size, checksum = (int(bytes(buf[at]).partition(b"\0")[0], 8) for at in _NUMBERS)
+            except ValueError:  # in another notation, or damaged
+                return super().frombuf(buf, encoding, errors)
+            if checksum == sum(buf) - sum(buf[_NUMBERS[1]]) + _BLANK_CHECKSUM and size >= 0:
+                plain = cls(name.decode(encoding, errors))
+                plain.size, plain.type = size, kind
+                return plain
+        return super().frombuf(buf, encoding, errors)
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
