@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from fastclip.config.train_config import DistributedConfig
 from fastclip.errors import EnvironmentProblem, FastclipError, RanksDisagree, UserError
+from fastclip.train.launcher_watch import end_with_launcher
 
 T = TypeVar("T")
 
@@ -172,6 +173,7 @@ def init_world(config: DistributedConfig) -> World:
         _check_gpu_index(torch.device(name), config.device)
         return World(device=torch.device(name))
 
+    end_with_launcher()
     local_rank = _first_of(_LOCAL_RANK, environment, 0)
     rank = _first_of(_RANK, environment, 0)
     size = world_size(environment, 1)

@@ -33,9 +33,15 @@ def words_for(folder: Path, processes: int, epochs: int) -> list[str]:
     return arguments(folder, "run", *WORDS, *shared, "--epochs", str(epochs))
 
 
-def all_gone(session: int) -> None:
+def sessions_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """Its own, and those that its children lead: torchrun gives each rank one."""
+    children = live_processes("parent", process.pid)
+    return [process.pid, *(each for each in children if each in live_processes("session", each))]
+
+
+def all_gone(sessions: list[int]) -> None:
     deadline = time.monotonic() + 20
-    while live_processes("session", session):
+    while [member for each in sessions for member in live_processes("session", each)]:
         assert time.monotonic() < deadline, "processes outlive the run"
         time.sleep(0.02)
 
@@ -75,13 +81,15 @@ def killed(
         time.sleep(rng.random() * 0.05)
         wait_until(lambda: not list(run.glob("resume/*.partial")), process)
     half_written = bool(list(run.glob("resume/*.partial")))
-    members = live_processes("session", process.pid)
+    sessions = sessions_of(process)
+    members = [member for each in sessions for member in live_processes("session", each)]
     if processes == 1:
         process.kill()  # the loader processes have to notice by themselves
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        for session in sessions:
+            os.killpg(session, signal.SIGKILL)
     process.wait()
-    all_gone(process.pid)
+    all_gone(sessions)
     assert not shared_memory_of(members)
     print("killed", alive, "in a save" if half_written else "", sorted(run.glob("resume/*")))
     return alive
@@ -95,13 +103,15 @@ def told_to_stop(words: list[str], processes: int, folder: Path) -> None:
             command(words, processes), env=environment(), start_new_session=True, stderr=errors
         )
     assert wait_until(lambda: _train_lines(run), process)
-    os.killpg(process.pid, signal.SIGTERM)
+    sessions = sessions_of(process)
+    for session in sessions:
+        os.killpg(session, signal.SIGTERM)
     status = process.wait(timeout=TIMEOUT)
     said = (folder / "stderr").read_text()
     assert json.loads((run / "exit.json").read_text())["code"] == 75, said[-3000:]
     assert status == 75 or processes > 1  # torchrun has one status for all failures
     assert "told to stop, and saved epoch 0 after step" in said
-    all_gone(process.pid)
+    all_gone(sessions)
     assert list(run.glob("resume/save_*"))
 
 
@@ -141,6 +151,26 @@ def check(folder: Path, processes: int, kills: int, epochs: int) -> None:
 
 def test_a_run_stopped_and_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     check(tmp_path, 1, kills=1, epochs=3)
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path: Path) -> None:
+    run = tmp_path / "logs" / "run"
+    with (tmp_path / "stderr").open("ab") as errors:
+        process = subprocess.Popen(
+            command(words_for(tmp_path, 2, epochs=1000), 2),
+            env=environment(), start_new_session=True, stderr=errors,
+        )  # fmt: skip
+    assert wait_until(lambda: _train_lines(run), process)
+    sessions = sessions_of(process)
+    assert len(sessions) == 3
+    process.kill()
+    process.wait()
+    all_gone(sessions)
+    said = (tmp_path / "stderr").read_text()
+    assert said.count("torchrun is gone: this rank stops") == 2
+    assert "told to stop, and saved epoch" in said
+    assert json.loads((run / "exit.json").read_text())["code"] == 75
+    assert list(run.glob("resume/save_*"))
 
 
 @pytest.mark.slow
