@@ -27,7 +27,9 @@ from fastclip.errors import CannotWrite
 from tests.benchmark import miniature
 from tests.live_processes import live_processes
 
-# `fastclip eval` with small parts; the first process waits for argv[1] seconds after each of its own.
+# `fastclip eval` with small parts; each process waits for argv[1] seconds after each of its own. It does so in short
+# pieces: Linux may hand a signal that came while a process was stopped to any of its threads, and then Python's
+# handler runs only when the main thread comes back from what it calls.
 CHILD = """
 import sys, time
 from fastclip.benchmark import features
@@ -37,7 +39,8 @@ add = features.Parts.add
 def slowly(self, numbers, rows):
     add(self, numbers, rows)
     print("part", flush=True)
-    time.sleep(float(sys.argv[1]))
+    for _ in range(20 * int(sys.argv[1])):
+        time.sleep(0.05)
 features.Parts.add = slowly
 features.Parts.remove = lambda self: None
 if __name__ == "__main__":
