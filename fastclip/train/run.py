@@ -24,6 +24,7 @@ from fastclip.train.precision import set_backend_precision
 from fastclip.train.remote_sync import RemoteSync
 from fastclip.train.resume_folder import delete_all, find_save
 from fastclip.train.run_folder import RunFolder, choose_folder
+from fastclip.train.run_lock import FolderInUse
 from fastclip.train.setup import build_run, describe_run
 from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import ScalarWriter, TensorBoardWriter, WandbWriter, Writers
@@ -41,11 +42,15 @@ def run(config: TrainConfig) -> None:
     folder: RunFolder | None = None
     failed = True
     try:
-        folder = choose_folder(config, world)
+        chosen = choose_folder(config, world)
+        chosen.lock.take(world)  # before looking for what to resume from
+        folder = chosen
         with StopRequest() as stop:
             _run(config, world, folder, logs, stop)
         _leave_exit(world, folder, ExitCode.DONE, "done")
         failed = False
+    except FolderInUse:
+        raise  # exit.json is the other run's
     except FastclipError as error:
         _leave_exit(world, folder, error.exit_code, str(error))
         raise
@@ -57,6 +62,8 @@ def run(config: TrainConfig) -> None:
         raise
     finally:
         logs.close()
+        if folder is not None:
+            folder.lock.release()
         leave(world, failed=failed)
 
 
@@ -113,12 +120,14 @@ def _write_and_train(
     if folder.log_file is not None:
         try:
             folder.create(tensorboard=config.log.tensorboard and world.is_first)
-            logs.open_file(folder.log_file)
         except FastclipError as error:
             failure = error
-    else:
-        logs.stop_keeping()
     world.agree_that_all_succeeded(failure)
+    folder.lock.take(world, create=True)
+    if folder.log_file is None:
+        logs.stop_keeping()
+    else:
+        logs.open_file(folder.log_file)
     if world.is_first:
         describe_run(config, world, parts, folder.params_file if config.log.enabled else None)
         if config.log.copy_codebase:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastclip.config.train_config import TrainConfig
 from fastclip.errors import CannotWrite, UserError
 from fastclip.train.distributed import World
+from fastclip.train.run_lock import RunLock
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class RunFolder:
     logs: Path
     name: str
     log_file: Path | None  # None: this rank writes no log
+    lock: RunLock
 
     @property
     def path(self) -> Path:
@@ -108,4 +110,4 @@ def choose_folder(config: TrainConfig, world: World) -> RunFolder:
             f"{logs / name}: experiment already exists. Use --name to give another name, "
             "or --resume latest to go on with it"
         )
-    return RunFolder(logs, name, log_file)
+    return RunFolder(logs, name, log_file, RunLock(log_file))

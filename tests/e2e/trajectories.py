@@ -37,6 +37,7 @@ from fastclip.train.packed_captions import choose_packing
 from fastclip.train.parts import Parts, prepare_for_training
 from fastclip.train.precision import make_scaler
 from fastclip.train.run_folder import RunFolder
+from fastclip.train.run_lock import RunLock
 from fastclip.train.setup import Run, build_run
 from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import Writers
@@ -291,7 +292,7 @@ def our_run(
         start_epoch=0,
         pack=pack,
     )
-    folder = RunFolder(Path("none"), "none", None)
+    folder = RunFolder(Path("none"), "none", None, RunLock(None))
     return build_run(config, world, parts, folder, Writers([]), StopRequest())
 
 
