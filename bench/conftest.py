@@ -17,11 +17,13 @@ from bench.machine import machine
 from bench.rows import BLOCK, SCHEMA, Ceilings, Row
 from bench.sizes import Sizes, sizes_for
 from bench.table import lines_of
+from bench.visits import Visits
 from fastclip.train.mfu import peak_flops
 from fastclip.train.precision import set_backend_precision
 
 _ROWS = pytest.StashKey[list[Row]]()
 _WRONG = pytest.StashKey[list[str]]()
+_VISITS = pytest.StashKey[Visits]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,8 +87,8 @@ def contest_in(
     pytestconfig: pytest.Config,
 ) -> Callable[[torch.dtype], Contest]:
     """Utilisation against products in that dtype."""
-    rows = pytestconfig.stash[_ROWS]
-    return lambda dtype: Contest(benchmark, device, sizes, ceilings_of[dtype], rows)
+    rows, visits = pytestconfig.stash[_ROWS], pytestconfig.stash[_VISITS]
+    return lambda dtype: Contest(benchmark, device, sizes, ceilings_of[dtype], rows, visits)
 
 
 @pytest.fixture
@@ -99,6 +101,17 @@ def contest(contest_in: Callable[[torch.dtype], Contest], sizes: Sizes) -> Conte
 def step_contest(contest_in: Callable[[torch.dtype], Contest], sizes: Sizes) -> Contest:
     """Of towers and the whole step."""
     return contest_in(sizes.step_dtype)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_VISITS] = Visits(len(session.items))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    item.config.stash[
+        _VISITS
+    ].after_test()  # what the test itself held is gone, its fixtures are not
 
 
 @pytest.hookimpl(wrapper=True)

@@ -100,6 +100,60 @@ def alternate(
     return results
 
 
+class Turns:
+    """Rounds of all ways of `results` that have a timing; each round is added there."""
+
+    def __init__(
+        self,
+        ways: Mapping[str, Callable[[], object]],
+        results: Mapping[str, Timing | str],
+        device: torch.device,
+        round_seconds: float,  # a way is called again until its part of a round takes as long as that
+    ) -> None:
+        self._ways, self._device = ways, device
+        self.running = {name: each for name, each in results.items() if isinstance(each, Timing)}
+        self.first = next(iter(self.running), "")  # of the ways that run
+        self._repeats, self._turn = 1, 0
+        if self.running:
+            once = time_once(ways[self.first], device)
+            self._repeats = max(1, math.ceil(round_seconds / max(once, 1e-7)))
+
+    def take(self, name: str) -> None:
+        """That way's part of a round."""
+        seconds = time_once(self._ways[name], self._device, self._repeats)
+        self.running[name].seconds.append(seconds)
+
+    def before_first(self) -> None:
+        """Those whose turn comes before the first way's in this round."""
+        for name in self._order[: self._order.index(self.first)]:
+            self.take(name)
+
+    def after_first(self) -> None:
+        """The others; the round is over."""
+        for name in self._order[self._order.index(self.first) + 1 :]:
+            self.take(name)
+        self._turn += 1
+
+    def visit(self, rounds: int) -> None:
+        """So many rounds more, or none where one of the ways fails."""
+        before = {name: len(timing.seconds) for name, timing in self.running.items()}
+        try:
+            for name in self.running:
+                self._ways[name]()  # warm again
+            for _ in range(rounds):
+                self.before_first()
+                self.take(self.first)
+                self.after_first()
+        except Exception:
+            for name, count in before.items():
+                del self.running[name].seconds[count:]
+            raise
+
+    @property
+    def _order(self) -> list[str]:
+        return in_turn(list(self.running), self._turn)
+
+
 def in_turn(names: list[str], turn: int) -> list[str]:
     """The order of a round."""
     return names if turn % 2 == 0 else names[::-1]
@@ -113,6 +167,14 @@ def ratios(of: Timing, to: Timing) -> list[float]:
 def ratio(of: Timing, to: Timing) -> float:
     """How many times as fast `to` is as `of`: the median of paired ratios."""
     return statistics.median(ratios(of, to))
+
+
+def of_visits(of_rounds: list[float], count: int) -> list[float]:
+    """The median of each `count` rounds that were taken in one go: rounds of one visit are no independent ones."""
+    return [
+        statistics.median(of_rounds[start : start + count])
+        for start in range(0, len(of_rounds), count)
+    ]
 
 
 def with_spread(of_rounds: list[float], wanted: float = 0.95) -> Ratio:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.paired import Timing, ratios, with_spread
+from bench.paired import Timing, of_visits, ratios, with_spread
 from fastclip.errors import DataError, InputMissing
 
 SCHEMA = 1
@@ -44,6 +44,7 @@ def make_row(
     work: Work,
     ceilings: Ceilings,
     missing: dict[str, str],
+    of_visit: int = 1,  # rounds that were taken in one go
     **more: Any,  # JSON: what the case adds
 ) -> Row:
     """The ratio of each peer is its time over ours: how many times as fast ours is."""
@@ -70,7 +71,8 @@ def make_row(
         }
         if name != OURS and isinstance(ours, Timing):
             of_rounds = ratios(timing, ours)
-            compared[name] = {"rounds": of_rounds, **with_spread(of_rounds)._asdict()}
+            spread = with_spread(of_visits(of_rounds, of_visit))
+            compared[name] = {"rounds": of_rounds, **spread._asdict()}
     return {
         "part": part, "case": case, "work": work._asdict(), "ceilings": asdict(ceilings),
         "ways": ways, "ratios": compared, "missing": missing, **more,

@@ -68,6 +68,7 @@ def test_attention_of_pictures(contest: Contest) -> None:
         # two products forward, four backward; q, k, v in twice, result out, gradients in and out
         Work(rows, 6 * 2 * shape[1] * qkv["q"][0].numel(), 12 * _bytes(qkv["q"])),
         missing={**missing, **bad},
+        rounds=sizes.ops,
     )
 
 
@@ -120,6 +121,7 @@ def test_attention_of_captions(mean: int, contest: Contest) -> None:
             12 * count * text.width * sizes.dtype.itemsize,
         ),
         missing=bad,
+        rounds=sizes.ops,
         mean_tokens=float(tokens.mean()),
     )
 

@@ -6,29 +6,29 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from bench import reference_environment
 from bench.contest import Contest
 from bench.correctness import require_right
 from bench.loader_process import Epoch, LoaderProcess
 from bench.rows import OURS, REFERENCE, Work
+from bench.sizes import Sizes
 from bench.whole_trainer import DEMO
 
 WORKERS = 1
 BATCHES = 4  # of an epoch
 
 
-@pytest.fixture
-def loaders(contest: Contest) -> Iterator[dict[str, LoaderProcess]]:
-    sizes = contest.sizes
+@pytest.fixture(scope="session")  # they are visited again after their test
+def loaders(sizes: Sizes, device: torch.device) -> Iterator[dict[str, LoaderProcess]]:
     words = [sizes.model, DEMO, str(sizes.pictures), str(sizes.pictures // BATCHES), str(WORKERS)]
     python = {OURS: sys.executable}
     if reference_environment.is_there():
         python[REFERENCE] = str(reference_environment.PYTHON)
     kinds = {OURS: "ours", REFERENCE: "reference"}
     started = {
-        name: LoaderProcess(path, kinds[name], *words, contest.device.type)
-        for name, path in python.items()
+        name: LoaderProcess(path, kinds[name], *words, device.type) for name, path in python.items()
     }
     yield started
     for loader in started.values():
@@ -61,6 +61,6 @@ def test_loader(loaders: dict[str, LoaderProcess], contest: Contest) -> None:
         {name: loader.epoch for name, loader in loaders.items()},
         Work(sizes.pictures),
         missing={} if theirs is not None else {REFERENCE: reference_environment.MISSING},
-        rounds=sizes.step_rounds,
+        rounds=sizes.parts,
         warm_up=0,
     )

@@ -61,5 +61,6 @@ def test_loss(kind: str, loss_size: tuple[int, int], contest: Contest) -> None:
         # one product forward and two backward; features in twice, their gradients out
         Work(rows, flops=3 * 2 * rows * rows * width, bytes=3 * 2 * rows * width * item),
         missing={**missing, **bad},
+        rounds=sizes.ops,
         sweep={"name": kind, "over": "pairs", "at": rows},
     )

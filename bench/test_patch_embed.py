@@ -70,4 +70,5 @@ def test_patch_embed(contest: Contest) -> None:
         # forward, and the weight's gradient; bytes of pixels in each pass, tokens out and in
         Work(pairs, 2 * products, 2 * pixels.numel() + 2 * pairs * (1 + patches) * wide * item),
         missing=bad,
+        rounds=sizes.ops,
     )

@@ -80,6 +80,7 @@ def test_image_tower(batch: tuple[Tensor, Tensor], step_contest: Contest) -> Non
         {name: tower(made[name], "image_features") for name in (OURS, REFERENCE)},
         Work(sizes.pairs, sizes.pairs * image_flops(sizes.model)),
         missing={},
+        rounds=sizes.parts,
         **options_of(sizes),
     )
 
@@ -97,6 +98,7 @@ def test_text_tower(mean: int, batch: tuple[Tensor, Tensor], step_contest: Conte
         Work(sizes.pairs, sizes.pairs * text_flops(sizes.model, tokens)),
         missing={},
         mean_tokens=tokens,
+        rounds=sizes.parts,
         **options_of(sizes),
     )
 
@@ -115,6 +117,7 @@ def test_step(mean: int, batch: tuple[Tensor, Tensor], step_contest: Contest) ->
         Work(sizes.pairs, sizes.pairs * useful_flops(sizes.model, tokens)),
         missing={} if sizes.compiled else {_COMPILED: "not asked for"},
         mean_tokens=tokens,
+        rounds=sizes.steps,
         **options_of(sizes),
     )
 
@@ -125,5 +128,5 @@ def mean_of(texts: Tensor) -> float:
 
 
 def options_of(sizes: Sizes) -> dict[str, Any]:
-    """Of `Contest.run`, for what takes as long as a step; one call to warm up, and that whose memory is counted."""
-    return {"rounds": sizes.step_rounds, "warm_up": 1, "precision": sizes.precision}
+    """Of `Contest.run`, for what takes long; one call to warm up, and that whose memory is counted."""
+    return {"warm_up": 1, "precision": sizes.precision}

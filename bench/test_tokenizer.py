@@ -48,7 +48,7 @@ def test_tokenizer(mean: int, contest: Contest) -> None:
         {OURS: lambda: ours(captions), REFERENCE: lambda: theirs(captions)},
         Work(sizes.captions),
         missing={},
-        rounds=sizes.step_rounds,
+        rounds=sizes.parts,
         mean_tokens=tokens,
         threads=torch.get_num_threads(),
     )

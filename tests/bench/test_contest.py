@@ -15,8 +15,9 @@ from bench.contest import Contest
 from bench.paired import Timing, alternate, with_spread
 from bench.peak_memory import peak_bytes
 from bench.rows import Ceilings, Row, Work
-from bench.sizes import QUICK
+from bench.sizes import QUICK, Rounds
 from bench.table import lines_of
+from bench.visits import Visits
 
 CPU = torch.device("cpu")
 
@@ -34,9 +35,9 @@ class Benchmark:
             teardown()
 
 
-def contest(rows: list[Row]) -> Contest:
+def contest(rows: list[Row], visits: Visits | None = None) -> Contest:
     sizes = replace(QUICK, round_seconds=1e-4)
-    return Contest(Benchmark(), CPU, sizes, Ceilings(100e9, 10e9), rows)
+    return Contest(Benchmark(), CPU, sizes, Ceilings(100e9, 10e9), rows, visits or Visits(1))
 
 
 def test_ways_run_in_turns_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +48,7 @@ def test_ways_run_in_turns_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     # seconds go by so fast that each is repeated; only changes of who runs count
     ways = {name: (lambda name=name: order.append(name)) for name in ("fastclip", "a", "b")}
     rows: list[Row] = []
-    contest(rows).run("op", "case", ways, Work(3), missing={}, rounds=4)
+    contest(rows).run("op", "case", ways, Work(3), missing={}, rounds=Rounds(1, 4))
     seen = [name for name, _ in itertools.groupby(order)]
     # the last of a round begins the next one; the first call finds out how long one takes
     assert seen == ["fastclip", "a", "b", "a", "fastclip", "a", "b", "a", "fastclip"]
@@ -56,6 +57,50 @@ def test_ways_run_in_turns_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {name: (lambda name=name: alternating.append(name)) for name in "ab"}
     alternate(both, CPU, rounds=3, warm_up=0)
     assert "".join(alternating[-6:]) == "abbaab"
+
+
+def test_short_cases_are_visited_again_over_the_run() -> None:
+    """As often as the sizes say, evenly over the tests that come."""
+    rows: list[Row] = []
+    visits = Visits(tests=9)
+    rounds = []
+    for test in range(9):
+        if test in (0, 4, 8):
+            ways = {"fastclip": lambda: None, "open_clip": lambda: None}
+            contest(rows, visits).run(
+                "op", f"{test}", ways, Work(1), missing={}, rounds=Rounds(6, 5)
+            )
+        visits.after_test()
+        rounds.append([len(row["ways"]["open_clip"]["seconds"]) // 5 for row in rows])
+    assert rounds == [[1], [1], [2], [2], [3, 1], [4, 2], [4, 3], [5, 4], [6, 6, 6]]
+    assert all(len(row["ratios"]["open_clip"]["rounds"]) == 30 for row in rows)
+    # the range of six visits' medians
+    assert {row["ratios"]["open_clip"]["confidence"] for row in rows} == {1 - 2 / 2**6}
+
+
+def test_a_visit_that_fails_leaves_the_rounds_there_are() -> None:
+    rows: list[Row] = []
+    visits = Visits(tests=2)
+    state = {"fails": False}
+
+    def theirs() -> None:
+        if state["fails"]:
+            raise torch.OutOfMemoryError("no room")
+
+    contest(rows, visits).run(
+        "op",
+        "case",
+        {"fastclip": lambda: None, "open_clip": theirs},
+        Work(1),
+        missing={},
+        rounds=Rounds(2, 5),
+    )
+    visits.after_test()
+    state["fails"] = True
+    with pytest.warns(UserWarning, match="op, case: not timed again: OutOfMemoryError: no room"):
+        visits.after_test()
+    ways = rows[0]["ways"]
+    assert {len(ways[name]["seconds"]) for name in ways} == {5}
 
 
 def test_a_row_says_how_many_times_as_fast_and_how_much_is_used() -> None:
@@ -89,13 +134,15 @@ def test_ours_out_of_memory_is_told_and_ours_broken_fails() -> None:
 
     rows: list[Row] = []
     ways = {"fastclip": no_room, "open_clip": lambda: None}
-    contest(rows).run("op", "large", ways, Work(1), missing={}, rounds=2)
+    contest(rows).run("op", "large", ways, Work(1), missing={}, rounds=Rounds(1, 2))
     assert rows[0]["ways"]["fastclip"] == {"error": "out of memory"}
     assert len(rows[0]["ways"]["open_clip"]["seconds"]) == 2
     with pytest.raises(
         pytest.fail.Exception, match="op, broken: fastclip failed: ZeroDivisionError"
     ):
-        contest(rows).run("op", "broken", {"fastclip": lambda: 1 / 0}, Work(1), missing={})
+        contest(rows).run(
+            "op", "broken", {"fastclip": lambda: 1 / 0}, Work(1), missing={}, rounds=Rounds(1, 2)
+        )
 
 
 @pytest.mark.parametrize("rounds", [7, 9, 15, 21])
