@@ -138,8 +138,8 @@ class Turns:
         """So many rounds more, or none where one of the ways fails."""
         before = {name: len(timing.seconds) for name, timing in self.running.items()}
         try:
-            for name in self.running:
-                self._ways[name]()  # warm again
+            for name in self.running if self._repeats > 1 else ():  # what is long needs no warming
+                self._ways[name]()
             for _ in range(rounds):
                 self.before_first()
                 self.take(self.first)

@@ -2,8 +2,8 @@
 
 Compared are ratios to a peer that ran in the same rounds, not times: what slows the machine slows both. A change is
 called one where the rounds of one run lie below those of the other by the rank-sum test (Mann and Whitney 1947, normal
-approximation), and each of their quartiles differs by more than FLOOR. Quartiles, because a slower op is slower in
-every round, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they
+approximation), and the ratio of the best times differs by more than FLOOR. Best times, because a slower op is slower at
+its best too, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they
 were.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import quantiles
+from statistics import mean
 from typing import Any, Literal, NamedTuple
 
-from bench.rows import REFERENCE, Row, Run
+from bench.rows import OURS, REFERENCE, Row, Run
 
 FLOOR = 0.07  # two processes differ by some of it: where memory lies, which core
 DEVIATIONS = 2.6  # of the rank sum: by chance in one comparison of 200
+BEST = 0.1  # the share of the rounds, the fastest ones, whose mean is the best time
 CONFIDENT = 0.9  # below, there were too few rounds to tell
 
 Verdict = Literal["slower", "faster", "same", "too few rounds", "not compared"]
@@ -56,24 +57,34 @@ def changes(before: Run, after: Run) -> Iterator[Change]:
         if old is None or peer is None or peer not in old["ratios"]:
             continue
         was, now = old["ratios"][peer], row["ratios"][peer]
-        verdict = _verdict(was, now) if same_machine else "not compared"
+        verdict: Verdict = "not compared"
+        if same_machine:
+            verdict = _verdict(was, now, _at_best(old, peer) / _at_best(row, peer))
         yield Change(*key_of(row), peer, was["median"], now["median"], verdict)
 
 
-def _verdict(was: dict[str, Any], now: dict[str, Any]) -> Verdict:
+def _verdict(was: dict[str, Any], now: dict[str, Any], times_at_best: float) -> Verdict:
     if min(was["confidence"], now["confidence"]) < CONFIDENT:
         return "too few rounds"
-    if _above(was["rounds"], now["rounds"]):
+    if times_at_best > 1 + FLOOR and _above(was["rounds"], now["rounds"]):
         return "slower"
-    return "faster" if _above(now["rounds"], was["rounds"]) else "same"
+    if 1 / times_at_best > 1 + FLOOR and _above(now["rounds"], was["rounds"]):
+        return "faster"
+    return "same"
+
+
+def _at_best(row: Row, peer: str) -> float:
+    """The ratio of the best times."""
+    ours, theirs = (_best(row["ways"][who]["seconds"]) for who in (OURS, peer))
+    return theirs / ours
+
+
+def _best(seconds: list[float]) -> float:
+    return mean(sorted(seconds)[: max(1, int(BEST * len(seconds)))])
 
 
 def _above(higher: list[float], lower: list[float]) -> bool:
-    """By more than chance, and at each quartile by more than FLOOR."""
+    """By more than chance."""
     n, m = len(higher), len(lower)
     wins = sum((a > b) + (a == b) / 2 for a in higher for b in lower)
-    deviations = (wins - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
-    pairs = zip(
-        *(quantiles(each, n=4, method="inclusive") for each in (higher, lower)), strict=True
-    )
-    return deviations > DEVIATIONS and all(high / low > 1 + FLOOR for high, low in pairs)
+    return (wins - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12) > DEVIATIONS

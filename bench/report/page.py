@@ -50,8 +50,9 @@ def _page(runs: list[Run], found: list[Change], folder: Path) -> Iterator[str]:
     yield ""
     yield (
         "Each ratio is the peer's time over ours, the median of rounds in which both ran in turns; its spread is the "
-        "interval that holds the median with 95 % confidence, or all rounds where these are few. Used is useful work "
-        "over what products of the model's shapes, or copies, reached in the same run, whichever is more."
+        "interval that holds the median with 95 % confidence, or all rounds where these are few. Short cases were "
+        "timed in visits spread over the run: there a round is the median of one visit. Used is useful work over "
+        "what products of the model's shapes, or copies, reached in the same run, whichever is more."
     )
     yield ""
     if len(runs) > 1:

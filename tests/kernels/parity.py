@@ -174,14 +174,14 @@ def compare(
     """Loss and every gradient of one case. Across ranks, each rank weighs its loss by another
     factor.
 
-    Errors are root mean squares over a few draws: in a single draw of few numbers the reference's
-    rounding may cancel by luck.
+    An error is that of a few draws together, as if they were one tensor: in a single draw of few
+    numbers the reference's rounding may cancel by luck, and a true gradient may be next to nothing.
     """
     several = 12 if case.rows <= 64 else 3
     draws = 1 if case.precision == torch.float64 or case.rows > 200 else several
     inputs = [Inputs.draw(case, seed + i, rank, world_size) for i in range(draws)]
     upstream = 1.0 if case.same_upstream or world_size == 1 else float(rank + 1)
-    found = [_errors(case, kernels, reference, each, upstream) for each in inputs]
+    errors = _errors(case, kernels, reference, inputs, upstream)
     allowance = ALLOWANCE[case.precision]
     unit = 2**-53 if case.precision == torch.float64 else 2**-24
     if case.rows_are == "all equal":
@@ -193,28 +193,32 @@ def compare(
     largest = max(float((x.image.double() @ x.text.double().T).abs().max()) for x in inputs)
     logit = largest * case.scale + abs(case.bias or 0.0)
     allowance += unit * logit * (1 if world_size == 1 else 2)
-    comparisons = []
-    for what in found[0]:
-        ours, theirs = (math.hypot(*(f[what][i] for f in found)) / draws**0.5 for i in range(2))
-        comparisons.append(Comparison(what, ours, theirs, 2 * theirs + allowance))
-    return comparisons
+    return [
+        Comparison(what, ours, theirs, 2 * theirs + allowance)
+        for what, (ours, theirs) in errors.items()
+    ]
 
 
 def _errors(
-    case: Case, kernels: Any, reference: Any, inputs: Inputs, upstream: float
+    case: Case, kernels: Any, reference: Any, inputs: list[Inputs], upstream: float
 ) -> dict[str, tuple[float, float]]:
-    """Our error and the reference's of every number and gradient, in one draw."""
-    truth = run(case, reference, inputs, upstream, wide=True)
-    theirs = run(case, reference, inputs, upstream, wide=False)
+    """Our error and the reference's of every number and gradient, over all draws."""
     with_ours = replace(case, options={**case.options, **case.ours})
-    ours = run(with_ours, kernels, inputs, upstream, wide=False)
+    truths = _stacked([run(case, reference, each, upstream, wide=True) for each in inputs])
+    theirs = _stacked([run(case, reference, each, upstream, wide=False) for each in inputs])
+    ours = _stacked([run(with_ours, kernels, each, upstream, wide=False) for each in inputs])
     errors = {}
-    for what, value in truth.items():
-        floor = feature_floor(case.scale, case.rows) if value.ndim else SCALAR_FLOOR
-        reference_error = error_against_fp64(theirs[what], value, floor)
+    for what, truth in truths.items():
+        one = feature_floor(case.scale, case.rows) if truth.ndim > 1 else SCALAR_FLOOR
+        floor = one * math.sqrt(len(inputs))
+        reference_error = error_against_fp64(theirs[what], truth, floor)
         # a reference that overflowed proves nothing: then only being finite and close counts
-        errors[what] = (error_against_fp64(ours[what], value, floor), min(reference_error, 1.0))
+        errors[what] = (error_against_fp64(ours[what], truth, floor), min(reference_error, 1.0))
     return errors
+
+
+def _stacked(draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {what: torch.stack([each[what] for each in draws]) for what in draws[0]}
 
 
 def failures(case: Case, comparisons: list[Comparison]) -> list[str]:
