@@ -1,10 +1,11 @@
 """What changed from one run to the next, beyond the noise of either.
 
 Compared are ratios to a peer that ran in the same rounds, not times: what slows the machine slows both. A change is
-called one where the rounds of one run lie below those of the other by the rank-sum test (Mann and Whitney 1947, normal
-approximation), and the ratio of the best times differs by more than FLOOR. Best times, because a slower op is slower at
-its best too, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they
-were.
+called one where the ratio of the best times differs by more than FLOOR, and the rounds of one run lie below those of
+the other by the rank-sum test (Mann and Whitney 1947, normal approximation). Best times, because a slower op is slower
+at its best too, while a disturbance that hits one way harder than the other leaves the rounds that it missed where they
+were. They decide: rounds of one visit are no independent ones, so that the test by itself would call a quarter of the
+cases changed where a host's speed moves between visits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from bench.rows import OURS, REFERENCE, Row, Run
 
 FLOOR = 0.07  # two processes differ by some of it: where memory lies, which core
-DEVIATIONS = 2.6  # of the rank sum: by chance in one comparison of 200
+DEVIATIONS = 2.6  # of the rank sum: for independent rounds, by chance in one comparison of 200
 BEST = 0.1  # the share of the rounds, the fastest ones, whose mean is the best time
 CONFIDENT = 0.9  # below, there were too few rounds to tell
 

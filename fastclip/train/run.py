@@ -24,7 +24,6 @@ from fastclip.train.precision import set_backend_precision
 from fastclip.train.remote_sync import RemoteSync
 from fastclip.train.resume_folder import delete_all, find_save
 from fastclip.train.run_folder import RunFolder, choose_folder
-from fastclip.train.run_lock import FolderInUse
 from fastclip.train.setup import build_run, describe_run
 from fastclip.train.stop_request import StopRequest
 from fastclip.train.writers import ScalarWriter, TensorBoardWriter, WandbWriter, Writers
@@ -42,15 +41,12 @@ def run(config: TrainConfig) -> None:
     folder: RunFolder | None = None
     failed = True
     try:
-        chosen = choose_folder(config, world)
-        chosen.lock.take(world)  # before looking for what to resume from
-        folder = chosen
         with StopRequest() as stop:
+            folder = choose_folder(config, world)
+            folder.lock.take(world)
             _run(config, world, folder, logs, stop)
         _leave_exit(world, folder, ExitCode.DONE, "done")
         failed = False
-    except FolderInUse:
-        raise  # exit.json is the other run's
     except FastclipError as error:
         _leave_exit(world, folder, error.exit_code, str(error))
         raise
@@ -68,8 +64,9 @@ def run(config: TrainConfig) -> None:
 
 
 def _leave_exit(world: World, folder: RunFolder | None, code: int, message: str) -> None:
-    """Rank 0 reports how the run ended; another rank only that it failed, and why."""
-    if folder is not None and (world.is_first or code != ExitCode.DONE):
+    """Rank 0 reports how the run ended; another rank only that it failed, and why. Nobody where the folder is another
+    run's."""
+    if folder is not None and folder.lock.held and (world.is_first or code != ExitCode.DONE):
         folder.write_exit(code, message)
 
 
@@ -116,6 +113,7 @@ def _write_and_train(
     resumed: bool,
 ) -> None:
     """From here on the run's folder exists."""
+    folder.lock.take_new(world)
     failure: FastclipError | None = None
     if folder.log_file is not None:
         try:
@@ -123,7 +121,6 @@ def _write_and_train(
         except FastclipError as error:
             failure = error
     world.agree_that_all_succeeded(failure)
-    folder.lock.take(world, create=True)
     if folder.log_file is None:
         logs.stop_keeping()
     else:
