@@ -15,6 +15,7 @@ from bench.rows import Ceilings, Row
 from bench.sizes import QUICK
 from bench.table import lines_of
 from bench.test_whole_trainer import test_whole_trainer as bench_of_trainers
+from bench.visits import Visits
 from tests.e2e.tiny_run import model_folder
 
 
@@ -75,4 +76,4 @@ def test_rounds_are_in_turns_and_what_is_missing_is_named(
 
 def contest(rows: list[Row]) -> Contest:
     benchmark = SimpleNamespace(extra_info={}, pedantic=lambda call, rounds: call())
-    return Contest(benchmark, torch.device("cpu"), QUICK, Ceilings(1e9, 1e9), rows)
+    return Contest(benchmark, torch.device("cpu"), QUICK, Ceilings(1e9, 1e9), rows, Visits(1))

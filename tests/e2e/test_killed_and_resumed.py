@@ -167,7 +167,8 @@ def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path: Path) -> None:
     process.wait()
     all_gone(sessions)
     said = (tmp_path / "stderr").read_text()
-    assert said.count("torchrun is gone: this rank stops") == 2
+    # of the first rank that looks; the other may have stopped with it before it looks itself
+    assert "torchrun is gone: this rank stops" in said
     assert "told to stop, and saved epoch" in said
     assert json.loads((run / "exit.json").read_text())["code"] == 75
     assert list(run.glob("resume/save_*"))
