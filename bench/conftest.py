@@ -107,11 +107,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[_VISITS] = Visits(len(session.items))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    item.config.stash[
-        _VISITS
-    ].after_test()  # what the test itself held is gone, its fixtures are not
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Any:
+    """Visits come when what the test itself held is gone, and its fixtures are not."""
+    try:
+        item.config.stash[_VISITS].after_test()
+    finally:
+        done = yield
+    return done
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,10 +11,8 @@ from bench.rows import OURS, REFERENCE, Work
 from tests.distributed.launch import run_ranks
 
 WIDTH = 256
-ROUNDS, OF_VISIT = (
-    30,
-    5,
-)  # processes are started once; rounds in a row still do not count as so many
+ROUNDS = 30
+OF_VISIT = 5  # processes are started once; rounds in a row still do not count as so many
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

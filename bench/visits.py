@@ -7,7 +7,6 @@ alike: rounds taken in one go would all say the same, and be far from what they 
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +36,7 @@ class Visits:
         self._cases.append(_Case(name, visit, times, times, self._ended + 1))
 
     def after_test(self) -> None:
+        """Make the visits that are due. Raises RuntimeError where a way fails that ran before."""
         self._ended += 1
         while due := [case for case in self._cases if self._left_now(case) < case.left]:
             for case in due:
@@ -58,5 +58,5 @@ class Visits:
             case.visit()
             case.left -= 1
         except Exception as error:  # it keeps the rounds that it has
-            warnings.warn(f"{case.name}: not timed again: {in_one_line(error)}", stacklevel=1)
             case.left = 0
+            raise RuntimeError(f"{case.name}: not timed again: {in_one_line(error)}") from error

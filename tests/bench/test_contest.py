@@ -97,7 +97,7 @@ def test_a_visit_that_fails_leaves_the_rounds_there_are() -> None:
     )
     visits.after_test()
     state["fails"] = True
-    with pytest.warns(UserWarning, match="op, case: not timed again: OutOfMemoryError: no room"):
+    with pytest.raises(RuntimeError, match="op, case: not timed again: OutOfMemoryError: no room"):
         visits.after_test()
     ways = rows[0]["ways"]
     assert {len(ways[name]["seconds"]) for name in ways} == {5}
