@@ -52,10 +52,11 @@ def extra(which: str, name: str, rows: int, dtype: str = "float32", width: int =
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
 def test_extra_memory_grows_with_the_batch_not_with_its_square(name):
-    small, large = extra("ours", name, 2048, width=64), extra("ours", name, 8192, width=64)
-    print(f"{name}: extra peak {small:.0f} MiB at 2,048, {large:.0f} MiB at 8,192")
-    logits = 4 * 8192**2 / 2**20
-    assert large - small < 0.25 * logits
+    small, large = extra("ours", name, 2048, width=64), extra("ours", name, 16384, width=64)
+    print(f"{name}: extra peak {small:.0f} MiB at 2,048, {large:.0f} MiB at 16,384")
+    logits = 4 * 16384**2 / 2**20
+    # features' gradients and sums are 14 MiB; 256 chunks that settle one by one would be 160
+    assert large - small < 0.05 * logits
 
 
 @pytest.mark.slow  # a minute of GEMMs

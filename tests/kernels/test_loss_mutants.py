@@ -63,8 +63,8 @@ IN_ONE_PROCESS = [
     Planted(
         "mean over pairs left out",
         OP,
-        "factor = upstream * scale / len(image)",
-        "factor = upstream * scale",
+        "share = upstream / len(image)",
+        "share = upstream",
     ),
 ]
 
@@ -84,7 +84,7 @@ OF_SHARED_EXPONENTIALS = [
 OF_FEW_PAIRS = [
     Planted("few: sign of the pair", SMALL, "pairs = -softmax", "pairs = softmax"),
     Planted("few: missing column half", SMALL, "weight[0].add_(weight[1].T)", "weight[0]"),
-    Planted("few: bias dropped", SMALL, "torch.addcmul(bias, x", "torch.addcmul(0 * bias, x"),
+    Planted("few: bias dropped", SMALL, "(x * scale).add_(bias)", "(x * scale)"),
     Planted("few: maximum not subtracted", SMALL, "both.sub_(top)", "both.sub_(0 * top)"),
 ]
 

@@ -49,11 +49,11 @@ def _scaled_gradients(
     by_scalars: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of image and text, each in its own dtype, and of the scalars, from what forward made:
-    B / scale times the loss's by the features, in `sum_dtype` (or nothing, of shape (0,)), and the
-    loss's by each scalar.
+    B / scale times the loss's by the features, in `sum_dtype` (or nothing, of shape (0,)), and B
+    times the loss's by each scalar.
     """
-    factor = upstream * scale / len(image)
-    scalars = torch.stack(by_scalars) * upstream
+    share = upstream / len(image)
+    factor, scalars = share * scale, torch.stack(by_scalars) * share
     return (to_image * factor).to(image.dtype), (to_text * factor).to(text.dtype), scalars
 
 
@@ -83,8 +83,8 @@ scaled_gradients.register_autograd(refuse_second_derivative)
 
 
 def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """The set-up of an op, or function of autograd, of (image, text, scale, ...) whose output is (loss,
-    derivatives by scalars, to_image, to_text).
+    """The set-up of an op of (image, text, scale, ...) whose output is (loss, derivatives by scalars,
+    to_image, to_text).
     """
     ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -92,7 +92,10 @@ def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def kept_gradients(ctx: Any, upstream: Tensor | None, inputs: int) -> tuple[Tensor | None, ...]:
-    """The gradients of such an op's `inputs`: image, text, the scalars, and nothing for the rest."""
+    """The gradients of such an op's `inputs`: image, text, the scalars, and nothing for the rest.
+
+    Saved are its first three inputs, and all but the first of its outputs.
+    """
     if upstream is None:
         return (None,) * inputs
     image, text, scale, *by_scalars, to_image, to_text = ctx.saved_tensors

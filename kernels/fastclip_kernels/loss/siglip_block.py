@@ -23,8 +23,8 @@ def siglip_block(
     backend: str,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-1/M Σ_ij log σ(±z_ij) (), its derivatives by scale and bias, and, if asked for, M / scale
-    times those by image and text, in `sum_dtype`; else empty.
+    """-1/M Σ_ij log σ(±z_ij) (), M times its derivatives by scale and bias, and, if asked for, M /
+    scale times those by image and text, in `sum_dtype`; else empty.
 
     Pairs are (i, first + i), or nowhere. Gradients are made here, while the logits are at hand: a
     backward sweep would cost their GEMM again.
@@ -34,8 +34,7 @@ def siglip_block(
         sums, to_image, to_text = sigmoid(
             chunks, image.to(dtype), text.to(dtype), scale, bias, first, gradients=gradients
         )
-        loss, by_scale, by_bias = (each / len(image) for each in sums)
-        return loss, by_scale, by_bias, to_image, to_text
+        return sums.loss / len(image), sums.by_scale, sums.by_bias, to_image, to_text
 
 
 @siglip_block.register_fake

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .checks import autocast_is_on, sum_dtype
-from .cpu import multiplies
-from .op import keep_gradients, kept_gradients
+from .cpu import multiplies, product, softplus_sum
+from .op import kept_gradients
 from .sweeps import LOG2_E, Sums, finished, inner_product
 
 # A few matrices of so many float32 logits stay in a CPU's cache.
@@ -42,22 +42,21 @@ def _loss(function: Any, formula: Any, *arguments: Any) -> Tensor:
     inputs = (each for each in arguments if isinstance(each, Tensor))
     wanted = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
     if not autocast_is_on("cpu"):
-        outputs = function.apply(*arguments) if wanted else formula(*arguments, False)
-        loss: Tensor = outputs[0]
+        loss: Tensor = function.apply(*arguments) if wanted else formula(*arguments, False)[0]
         return loss
     with torch.autocast("cpu", enabled=False):  # which would round what is kept in `sum_dtype`
         return _loss(function, formula, *arguments)
 
 
-# Each formula gives the loss, and if asked for its derivatives by the scalars, in `sum_dtype`, and
-# B / scale times those by image and text (B, D), in that or the dtype that they will be rounded to.
+# Each formula gives the loss, and if asked for B times its derivatives by the scalars, in `sum_dtype`,
+# and B / scale times those by image and text (B, D), in that or the dtype that they will be rounded to.
 
 
 def _softmax(
     image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, ...]:
     (image, text), operands = _widened(image, text, dtype)
-    u = (image * (scale * LOG2_E)) @ text.T
+    u = product(image * (scale * LOG2_E), text.T)
     both = torch.stack([u, u.T])  # images over texts, texts over images
     top = both.amax(2, keepdim=True)
     weight = both.sub_(top).exp2_()
@@ -72,7 +71,7 @@ def _softmax(
     to_image, to_text = _products(c, *operands)
     to_image = to_image.to(c.dtype).addcmul_(pairs, text)
     to_text = to_text.to(c.dtype).addcmul_(pairs, image)
-    return loss, inner_product(image, to_image) / len(image), to_image, to_text
+    return loss, inner_product(image, to_image), to_image, to_text
 
 
 def _sigmoid(
@@ -85,22 +84,19 @@ def _sigmoid(
     gradients: bool,
 ) -> tuple[Tensor, ...]:
     (image, text), operands = _widened(image, text, dtype)
-    x = image @ text.T
-    z = torch.addcmul(bias, x, scale)
+    x = product(image, text.T)
+    z = (x * scale).add_(bias)
     if first is not None:  # a positive is a negative whose logit has the other sign
         z.diagonal(first).neg_()
     slope = z.sigmoid()
-    over = z.clamp(min=0).sum()  # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
-    grown = z.abs_().mul_(-LOG2_E).exp2_()
-    # log(1 + g) = 2 artanh(g / (g + 2)): torch.log1p takes 6 times as long on a CPU
-    loss = (over + 2 * grown.div_(grown + 2).atanh_().sum()) / len(image)
+    loss = softplus_sum(z) / len(image)
     if not gradients:
         return (loss,)
     if first is not None:
         slope.diagonal(first).neg_()
-    by_bias = slope.sum() / len(image)
+    by_bias = slope.sum()
     # not torch.dot, which adds one by one: the terms nearly cancel, and `sum` adds by halves
-    by_scale = x.mul_(slope).sum() / len(image)
+    by_scale = x.mul_(slope).sum()
     return loss, by_scale, by_bias, *_products(slope, *operands)
 
 
@@ -115,7 +111,7 @@ def _widened(
 
 def _products(coefficients: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     coefficients = coefficients.to(image.dtype)
-    return coefficients @ text, coefficients.T @ image
+    return product(coefficients, text), product(coefficients.T, image)
 
 
 # Not with a `setup_context`, whose calls torch binds to a signature: 30 µs, a tenth of 64 pairs' time.
@@ -123,15 +119,13 @@ def _products(coefficients: Tensor, image: Tensor, text: Tensor) -> tuple[Tensor
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, ...]:
-        outputs = _softmax(image, text, scale, dtype, True)
-        keep_gradients(ctx, (image, text, scale), outputs)
-        return outputs
+    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        loss, *gradients = _softmax(image, text, scale, dtype, True)
+        ctx.save_for_backward(image, text, scale, *gradients)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return kept_gradients(ctx, upstream, 4)
 
 
@@ -145,11 +139,11 @@ class _Sigmoid(torch.autograd.Function):
         bias: Tensor,
         first: int | None,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, ...]:
-        outputs = _sigmoid(image, text, scale, bias, first, dtype, True)
-        keep_gradients(ctx, (image, text, scale), outputs)
-        return outputs
+    ) -> Tensor:
+        loss, *gradients = _sigmoid(image, text, scale, bias, first, dtype, True)
+        ctx.save_for_backward(image, text, scale, *gradients)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return kept_gradients(ctx, upstream, 6)

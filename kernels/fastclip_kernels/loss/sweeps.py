@@ -351,21 +351,17 @@ def sigmoid(
     to_queries = scale.new_zeros(queries.shape if gradients else (0,))
     to_keys = scale.new_zeros(keys.shape if gradients else (0,))
     height, width = chunks.bounds(len(queries), len(keys), forward=not gradients)
-    found = []
-    for i in spans(len(queries), height):
-        for j in spans(len(keys), width):
-            offset = None if first is None else first + i.start - j.start
-            sums, c = chunks.sigmoid(queries[i], keys[j], scale, bias, offset, slopes=gradients)
-            found.append(sums)
-            if gradients:
-                chunks.accumulate(to_queries[i], c, keys[j])
-                chunks.accumulate(to_keys[j], c.T, queries[i])
+    blocks = [(i, j) for i in spans(len(queries), height) for j in spans(len(keys), width)]
+    # in one tensor: small ones that outlive a chunk would settle in the memory that the next one's needs
+    found = scale.new_empty(3, len(blocks))
+    for at, (i, j) in enumerate(blocks):
+        offset = None if first is None else first + i.start - j.start
+        sums, c = chunks.sigmoid(queries[i], keys[j], scale, bias, offset, slopes=gradients)
+        for kept, value in zip(found, sums, strict=True):
+            kept[at] = value
+        if gradients:
+            chunks.accumulate(to_queries[i], c, keys[j])
+            chunks.accumulate(to_keys[j], c.T, queries[i])
     if gradients and chunks.lift != 1:
         to_queries, to_keys = to_queries.div_(chunks.lift), to_keys.div_(chunks.lift)
-    return _summed(found), to_queries, to_keys
-
-
-def _summed(found: list[Sigmoid]) -> Sigmoid:
-    if len(found) == 1:
-        return found[0]
-    return Sigmoid(*(torch.stack(each).sum() for each in zip(*found, strict=True)))
+    return Sigmoid(*(each.sum() for each in found)), to_queries, to_keys

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import sum_dtype
-from .cpu import log1p_sum, multiplies
+from .cpu import log1p_sum, multiplies, product
 from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
 
 # Of one buffer of float32 logits; there are two, or four. A CPU's second and third level of cache, and
@@ -161,10 +161,8 @@ class TorchChunks:
     def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
         if self._half:
             total += torch.mm(coefficients, features, out_dtype=torch.float32)
-        elif self._narrow:
-            total += torch.mm(coefficients, features)
         else:
-            total.addmm_(coefficients, features.to(self._wide))
+            total += product(coefficients, features.to(coefficients.dtype))
 
     def _as_operand(self, coefficients: Tensor) -> Tensor:
         return coefficients.to(self._dtype) if self._narrow else coefficients
@@ -175,11 +173,9 @@ class TorchChunks:
         return self._products(queries.to(self._wide) * scale2, keys)
 
     def _products(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """In the first buffer."""
         if self._half:
             return torch.mm(queries, keys.T, out_dtype=torch.float32)
-        into = self._buffer(0, (len(queries), len(keys)))
-        return torch.mm(queries.to(self._wide), keys.to(self._wide).T, out=into)
+        return product(queries.to(self._wide), keys.to(self._wide).T)
 
     def _buffer(self, which: int, shape: tuple[int, int] | torch.Size) -> Tensor:
         rows, columns = shape
