@@ -20,6 +20,7 @@ from fastclip.model.recompute import (
     Product,
     Projection,
     Recompute,
+    applied,
     choose,
     product_of,
 )
@@ -68,8 +69,7 @@ class Attention(nn.Module):
         if pooled is not None:
             return self._of_rows(x, norm, pooled)
         q, k, v = self.project(self, x, norm)
-        projected: Tensor = self.out_proj(attend(q, k, v).flatten(2))
-        return projected
+        return applied(self.out_proj, attend(q, k, v).flatten(2))
 
     def _of_rows(self, x: Tensor, norm: Pointwise, pooled: PooledRows) -> Tensor:
         width = x.shape[-1]
@@ -79,8 +79,7 @@ class Attention(nn.Module):
         k, v = kv.view(*kv.shape[:2], 2, self.heads, -1).unbind(2)
         q = self.product(norm, pooled.pick(x), Projection(weight_q, bias_q))
         out = pooled.attend(q.view(q.shape[0], self.heads, -1), k, v)  # (b, H, D / H)
-        projected: Tensor = self.out_proj(out.flatten(1))
-        return projected
+        return applied(self.out_proj, out.flatten(1))
 
 
 def gelu(x: Tensor) -> Tensor:

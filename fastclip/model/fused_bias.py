@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastclip.model.block import MLP, Attention, Block, Heads, both_layers, quick_gelu, to_heads
-from fastclip.model.recompute import Pointwise, Projection, is_plain
+from fastclip.model.recompute import Pointwise, Projection, applied, is_plain
 from fastclip_kernels.pointwise import activation_after_bias, heads_after_bias
 
 
@@ -27,8 +27,7 @@ def both_layers_summing(mlp: MLP, x: Tensor, norm: Pointwise) -> Tensor:
         return both_layers(mlp, x, norm)
     x = mlp.product(norm, x, Projection(mlp.c_fc.weight, mlp.c_fc.bias.detach()))
     x = activation_after_bias(x, mlp.c_fc.bias, quick=mlp.activation is quick_gelu)
-    projected: Tensor = mlp.c_proj(x)
-    return projected
+    return applied(mlp.c_proj, x)
 
 
 def sum_biases_in_passing(block: Block) -> None:

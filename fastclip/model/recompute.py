@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fastclip_kernels import onednn
+
 Recompute = Literal["none", "pointwise", "full"]  # in the order of falling memory
 
 Pointwise = Callable[[Tensor], Tensor]  # a norm or an activation
@@ -69,7 +71,7 @@ def product_of(
     linear: Linear,
 ) -> Tensor:  # (..., N)
     """linear(pointwise(x)); both operands of the product stay in memory."""
-    return linear(pointwise(x))
+    return applied(linear, pointwise(x))
 
 
 def is_plain(linear: Linear) -> bool:
@@ -82,6 +84,13 @@ def is_plain(linear: Linear) -> bool:
                  linear._backward_pre_hooks, linear._backward_hooks)  # fmt: skip
         return type(linear) is nn.Linear and not any(hooks)
     return isinstance(linear, Projection)
+
+
+def applied(linear: Linear, x: Tensor) -> Tensor:
+    """linear(x), its product by the faster of torch's libraries."""
+    if onednn.takes(x, linear.weight) and is_plain(linear):
+        return onednn.linear(x, linear.weight, linear.bias)
+    return linear(x)
 
 
 def product_of_recomputed(pointwise: Pointwise, x: Tensor, linear: Linear) -> Tensor:
@@ -122,7 +131,7 @@ class _ProductOfRecomputed(torch.autograd.Function):
             ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
         ctx.again = again
         ctx.save_for_backward(x, weight, *parameters)
-        return linear(pointwise(x))
+        return applied(linear, pointwise(x))
 
     @staticmethod
     @once_differentiable
@@ -135,13 +144,14 @@ class _ProductOfRecomputed(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         d_weight = d_bias = None  # autograd casts both to their parameter's dtype
         if needs_weight:
-            d_weight = rows.t() @ operand.detach().flatten(0, -2).to(grad.dtype)
+            d_weight = onednn.product(rows.t(), operand.detach().flatten(0, -2).to(grad.dtype))
         if needs_bias:
             d_bias = rows.sum(0)
         leaves = (x, *parameters)
         gradients: Iterator[Tensor] = iter(())
         if operand.requires_grad:
-            d_operand = (rows @ weight.to(grad.dtype)).view(operand.shape).to(operand.dtype)
+            d_operand = onednn.product(rows, weight.to(grad.dtype))
+            d_operand = d_operand.view(operand.shape).to(operand.dtype)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             gradients = iter(torch.autograd.grad(operand, wanted, d_operand))
         d_x, *d_parameters = (next(gradients) if leaf.requires_grad else None for leaf in leaves)

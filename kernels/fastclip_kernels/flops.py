@@ -116,10 +116,6 @@ def _attention_on_cpu_backward(
     return int(sdpa_backward_flop_count(upstream, q, k, v))
 
 
-def _linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
 _FORMULAS: dict[str, Callable[..., int]] = {
     "clip_alone": _clip_alone,
     "clip_alone_backward": _clip_alone_backward,
@@ -131,24 +127,18 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "attention_widened": _attention_widened,
     "attention_widened_backward": _attention_widened_backward,
 }
-# Private to torch: they may be gone.
-_FORMULAS_OF_ATEN: dict[str, Callable[..., int]] = {
+_FORMULAS_OF_TORCH: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention_on_cpu,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_on_cpu_backward,
 }
-_FORMULAS_OF_ONEDNN: dict[str, Callable[..., int]] = {"_linear_pointwise": _linear}
 
 
 def register() -> None:
     """Make torch's counter know the ops. Once more changes nothing."""
-    for namespace, formulas in (
-        (NAMESPACE, _FORMULAS),
-        ("aten", _FORMULAS_OF_ATEN),
-        ("mkldnn", _FORMULAS_OF_ONEDNN),
-    ):
+    for namespace, formulas in ((NAMESPACE, _FORMULAS), ("aten", _FORMULAS_OF_TORCH)):
         ops = getattr(torch.ops, namespace)
         for name, formula in formulas.items():
-            op = getattr(ops, name, None)
+            op = getattr(ops, name, None)  # what is private to torch may be gone
             if op is not None and op not in flop_registry:
                 register_flop_formula(op)(formula)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fastclip_kernels.loss.cpu import log1p_sum, product, softplus_sum
+from fastclip_kernels.loss.cpu import log1p_sum, softplus_sum
 
 # of 1 + e^z float32 loses half of what e^-10 is, and all of e^-40
 LOGITS = {"far below": (-40, 3), "below": (-10, 1), "around": (0, 4), "above": (30, 10)}
@@ -30,33 +30,3 @@ def test_a_logit_that_is_no_number_is_not_summed_away():
         z = torch.zeros(3, 3)
         z[1, 2] = bad
         assert not math.isfinite(softplus_sum(z))
-
-
-def transposed(rows: int, columns: int) -> torch.Tensor:
-    return torch.randn(columns, rows).T
-
-
-def every_second(rows: int, columns: int) -> torch.Tensor:
-    return torch.randn(rows, 2 * columns)[:, ::2]
-
-
-def one_row_for_all(rows: int, columns: int) -> torch.Tensor:
-    return torch.randn(1, columns).expand(rows, columns)
-
-
-@pytest.mark.parametrize("layout", [torch.randn, transposed, every_second, one_row_for_all])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 333, 1), (64, 64, 512), (257, 80, 131)])
-def test_products_of_any_strides_are_those_of_float64(shape, layout):
-    m, k, n = shape
-    for a, b in ((layout(m, k), torch.randn(k, n)), (torch.randn(m, k), layout(k, n))):
-        truth = a.double() @ b.double()
-        error = (product(a, b) - truth).norm() / (a.double().norm() * b.double().norm())
-        assert error < 1e-6
-        assert torch.equal(product(a, b), product(a, b))
-
-
-def test_products_pass_on_what_is_no_number():
-    a, b = torch.ones(5, 40), torch.zeros(40, 3)
-    a[2, 7], a[3, 7] = math.nan, math.inf
-    spoilt = product(a, b).isnan().any(1)
-    assert spoilt.tolist() == [False, False, True, True, False]

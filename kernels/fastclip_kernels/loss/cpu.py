@@ -12,22 +12,6 @@ _LOG2_E = 1 / math.log(2)
 # Elsewhere torch multiplies bf16 on a CPU no faster than float32, or many times slower.
 _BF16_PRODUCTS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
-# torch's own float32 product is MKL's, which leaves AVX-512 unused on CPUs that are not Intel's; oneDNN's,
-# which torch has too, uses it. On one such machine it is 2.2 times as fast from 256 rows on.
-_ONEDNN = (
-    torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """(M, K) @ (K, N) of one dtype, by the faster of torch's libraries; a dense `a` is not copied."""
-    if _ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu":
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
-        return result
-    return torch.mm(a, b)
-
 
 def multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU has instructions for products of this half precision dtype.

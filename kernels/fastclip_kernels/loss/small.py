@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..onednn import product
 from .checks import autocast_is_on, sum_dtype
-from .cpu import multiplies, product, softplus_sum
+from .cpu import multiplies, softplus_sum
 from .op import kept_gradients
 from .sweeps import LOG2_E, Sums, finished, inner_product
 

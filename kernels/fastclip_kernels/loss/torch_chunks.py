@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..onednn import product
 from .checks import sum_dtype
-from .cpu import log1p_sum, multiplies, product
+from .cpu import log1p_sum, multiplies
 from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
 
 # Of one buffer of float32 logits; there are two, or four. A CPU's second and third level of cache, and
