@@ -39,6 +39,18 @@ def test_products_of_any_strides_are_those_of_float64(shape, layout):
         assert torch.equal(product(a, b), product(a, b))
 
 
+@pytest.mark.parametrize(
+    "layout", [every_second, one_row_for_all, lambda *shape: every_second(*shape[::-1]).T]
+)
+def test_a_matrix_that_is_dense_in_no_order_is_copied_first(layout):
+    strided = layout(6, 5)
+    copy = onednn.dense(strided)
+    assert copy.is_contiguous()
+    assert torch.equal(copy, strided)
+    for each in (copy, transposed(6, 5), copy[2:4]):
+        assert onednn.dense(each) is each
+
+
 def test_products_pass_on_what_is_no_number():
     a, b = torch.ones(5, 40), torch.zeros(40, 3)
     a[2, 7], a[3, 7] = math.nan, math.inf

@@ -24,6 +24,9 @@ CHUNK_BYTES = 32 << 20
 # could count, and each column gets an exponent of its own.
 _SPAN = 60.0
 
+# Of a sum that makes a logit: its error becomes one of the exponential, as many times as large as the scale.
+_TERMS = 256
+
 # Logits below which the number of calls counts, not that of passes.
 _FEW = 1 << 16
 
@@ -176,7 +179,7 @@ class TorchChunks:
     def _products(self, queries: Tensor, keys: Tensor) -> Tensor:
         if self._half:
             return torch.mm(queries, keys.T, out_dtype=torch.float32)
-        return product(queries.to(self._wide), keys.to(self._wide).T)
+        return product(queries.to(self._wide), keys.to(self._wide).T, terms=_TERMS)
 
     def _buffer(self, which: int, shape: tuple[int, int] | torch.Size) -> Tensor:
         rows, columns = shape
