@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 # The op is one that torch's compiler calls, with no public name: it may be gone one day, and MKL does then.
 AVAILABLE = (
@@ -75,7 +75,7 @@ def _flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * weight[0]
 
 
-if AVAILABLE:
+if AVAILABLE and torch.ops.mkldnn._linear_pointwise not in flop_registry:
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
