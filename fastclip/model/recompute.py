@@ -75,20 +75,24 @@ def product_of(
 
 
 def is_plain(linear: Linear) -> bool:
-    """Whether a layer is no more than its weight and bias: no subclass (as an adapter's), no hooks.
+    """Whether a layer is no more than its weight and bias: no subclass (as an adapter's), no hooks of its own or on
+    all modules, no `forward` put in the place of its class's.
 
     Of others the parameters are not known here, nor what hooks make of the result.
     """
-    if isinstance(linear, nn.Linear):
+    if type(linear) is nn.Linear:
+        every = nn.modules.module
         hooks = (linear._forward_pre_hooks, linear._forward_hooks,
-                 linear._backward_pre_hooks, linear._backward_hooks)  # fmt: skip
-        return type(linear) is nn.Linear and not any(hooks)
+                 linear._backward_pre_hooks, linear._backward_hooks,
+                 every._global_forward_pre_hooks, every._global_forward_hooks,
+                 every._global_backward_pre_hooks, every._global_backward_hooks)  # fmt: skip
+        return not any(hooks) and "forward" not in vars(linear)
     return isinstance(linear, Projection)
 
 
 def applied(linear: Linear, x: Tensor) -> Tensor:
     """linear(x), its product by the faster of torch's libraries."""
-    if onednn.takes(x, linear.weight) and is_plain(linear):
+    if is_plain(linear) and onednn.takes(x, linear.weight):
         return onednn.linear(x, linear.weight, linear.bias)
     return linear(x)
 

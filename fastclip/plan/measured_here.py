@@ -80,9 +80,10 @@ def _seconds_of_call(call: Call) -> float:
         return _seconds(lambda: operation(*args, **kwargs))
 
 
-def _added_product(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    taken = onednn.takes(a, b) and bias.ndim == 1
-    return onednn.linear(a, b.T, bias) if taken else torch.addmm(bias, a, b)
+def _added_product(bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Tensor:
+    if factors or bias.shape != b.shape[1:] or not onednn.takes(a, b):
+        return torch.addmm(bias, a, b, **factors)
+    return onednn.linear(a, b.T, bias)
 
 
 # The step was counted on the meta device, whose products are torch's own.

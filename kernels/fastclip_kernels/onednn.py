@@ -2,7 +2,7 @@
 
 MKL leaves AVX-512 unused on CPUs that are not Intel's. On two cores of an EPYC (Zen 5) `torch.mm` makes 205
 GFLOP/s of float32 at D = 512, oneDNN 460 from 256 rows on, 330 at 128 and as many as MKL at 64. Both sum in
-float32; the numbers differ by rounding.
+float32; the numbers differ by rounding. `torch.backends.mkldnn.flags(enabled=False)` switches it off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 # The op is one that torch's compiler calls, with no public name: it may be gone one day, and MKL does then.
@@ -23,13 +24,34 @@ AVAILABLE = (
 )
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether a product of these is one of those that oneDNN is faster at; not while a graph is traced."""
+# Of a sum whose error is multiplied later, as that of a logit is by the scale: see `product`.
+FEW_TERMS = 256
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def takes(*matrices: Tensor) -> bool:
+    """Whether the product of these, of two dimensions or more, is one that oneDNN is faster at.
+
+    None of tensors with a life of their own (subclasses, sparse ones), and none while a graph is traced or where a
+    derivative is taken in a way that the op does not know.
+    """
     return (
         AVAILABLE
-        and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and all(
+            type(each) in _PLAIN
+            and each.dtype == torch.float32
+            and each.device.type == "cpu"
+            and each.layout == torch.strided
+            and each.ndim > 1
+            for each in matrices
+        )
+        and not torch.is_autocast_enabled("cpu")
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.jit.is_tracing()
+        and torch._C._functorch.maybe_current_level() is None
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 
@@ -39,7 +61,7 @@ def product(a: Tensor, b: Tensor, terms: int | None = None) -> Tensor:
     oneDNN adds one product after the other, and the error of a sum grows with their number: 1.7 times MKL's at K =
     512. `terms`: how many at most are added so, before such sums are added up; with 256 the errors are alike.
     """
-    if not (AVAILABLE and a.dtype == torch.float32 and a.device.type == "cpu"):
+    if not takes(a, b):
         return torch.mm(a, b)
     if terms is None or terms >= a.shape[1]:
         return _by_onednn(a, b.T, None)
@@ -56,12 +78,17 @@ def linear(
     weight: Tensor,  # (N, K)
     bias: Tensor | None,  # (N,)
 ) -> Tensor:  # (..., N)
-    """`torch.nn.functional.linear` of what `takes` says yes to, differentiable as often as that is."""
+    """`torch.nn.functional.linear` where `takes(x, weight)`, differentiable as often as that is."""
     out: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)
     return out.view(*x.shape[:-1], len(weight))
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if 0 in (*x.shape, *weight.shape):  # which it refuses
+        return F.linear(x, weight, bias)
+    bias = (
+        None if bias is None else bias.contiguous()
+    )  # it reads on where the bias's stride is not 1
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, dense(weight), bias, "none", [], "")
     return out
 
@@ -82,7 +109,8 @@ if AVAILABLE and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        to_x, to_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if to_weight else None, weight if to_x else None)
         return _by_onednn(x, weight, bias)
 
     @staticmethod

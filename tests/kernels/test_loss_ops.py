@@ -133,3 +133,7 @@ def test_torch_func_is_one_clear_error(loss, inputs):
         torch.func.grad(loss)(image, text, scale, bias)
     with pytest.raises(RuntimeError, match=r"not supported inside torch.func transforms"):
         torch.func.vmap(loss, in_dims=(0, 0, None, None))(image[None], text[None], scale, bias)
+    with torch.autograd.forward_ad.dual_level():
+        image = torch.autograd.forward_ad.make_dual(image.detach(), text.detach())
+        with pytest.raises(RuntimeError, match=r"no forward-mode derivatives"):
+            loss(image, text, scale, bias)

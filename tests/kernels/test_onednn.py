@@ -88,8 +88,58 @@ def test_taken_are_float32_products_of_eager_code_on_a_cpu():
     assert onednn.takes(x, x)
     assert not onednn.takes(x, x.bfloat16())
     assert not onednn.takes(x.to("meta"), x)
+    assert not onednn.takes(x[0], x)  # a vector
+    assert not onednn.takes(x, x.to_sparse())
+    assert not onednn.takes(x.as_subclass(Own), x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not onednn.takes(x, x)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not onednn.takes(x, x)
+    with torch.autograd.forward_ad.dual_level():
+        assert not onednn.takes(x, x)
+    seen = []
+    torch.func.grad(lambda w: seen.append(onednn.takes(x, w)) or w.sum())(x)
+    assert seen == [False]
+
+
+class Own(torch.Tensor):
+    """A tensor that another package has made its own."""
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "bias", [torch.randn(10)[::2], torch.randn(1).expand(5), torch.randn(5, 2)[:, 1]]
+)
+def test_a_bias_of_any_stride(bias):
+    x, weight = torch.randn(4, 6), torch.randn(5, 6)
+    torch.testing.assert_close(onednn.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+@needs_onednn
+def test_nothing_to_sum_and_nothing_to_return():
+    assert not onednn.linear(torch.randn(4, 0), torch.randn(5, 0), None).any()
+    assert onednn.linear(torch.randn(0, 6), torch.randn(5, 6), None).shape == (0, 5)
+    weight = torch.randn(5, 6, requires_grad=True)
+    onednn.linear(torch.randn(0, 6), weight, torch.randn(5)).sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+@needs_onednn
+@pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)], ids=str)
+def test_no_more_is_kept_for_backward_than_torch_keeps(wanted):
+    def kept(linear):
+        sizes = (64, 32), (16, 32), (16,)
+        leaves = [
+            torch.randn(*size, requires_grad=bool(each))
+            for size, each in zip(sizes, wanted, strict=True)
+        ]
+        found = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t.nbytes), id):
+            linear(*leaves)
+        return sum(found)
+
+    assert kept(onednn.linear) == kept(F.linear)
 
 
 @needs_onednn

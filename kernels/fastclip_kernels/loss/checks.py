@@ -13,11 +13,18 @@ _FLOATS = (torch.float64, torch.float32, *_HALF)
 
 
 def refuse_torch_func(op: str) -> None:
-    """RuntimeError inside a transform of torch.func, which an op's own gradient does not support."""
+    """RuntimeError inside a transform of torch.func or a level of forward-mode derivatives, which an op's own gradient
+    does not support: it would be lost without a word.
+    """
     if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
         raise RuntimeError(
             f"{op}: not supported inside torch.func transforms (grad, vmap, jvp, ...); use"
             " torch.autograd.grad, or the formula of its reference.py inside the transform"
+        )
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"{op}: no forward-mode derivatives (torch.autograd.forward_ad); use torch.autograd.grad, or the formula of"
+            " its reference.py"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..onednn import product
+from ..onednn import FEW_TERMS, product
 from .checks import autocast_is_on, sum_dtype
 from .cpu import multiplies, softplus_sum
 from .op import kept_gradients
@@ -57,7 +57,7 @@ def _softmax(
     image: Tensor, text: Tensor, scale: Tensor, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, ...]:
     (image, text), operands = _widened(image, text, dtype)
-    u = product(image * (scale * LOG2_E), text.T)
+    u = product(image * (scale * LOG2_E), text.T, FEW_TERMS)
     both = torch.stack([u, u.T])  # images over texts, texts over images
     top = both.amax(2, keepdim=True)
     weight = both.sub_(top).exp2_()
@@ -85,7 +85,7 @@ def _sigmoid(
     gradients: bool,
 ) -> tuple[Tensor, ...]:
     (image, text), operands = _widened(image, text, dtype)
-    x = product(image, text.T)
+    x = product(image, text.T, FEW_TERMS)
     z = (x * scale).add_(bias)
     if first is not None:  # a positive is a negative whose logit has the other sign
         z.diagonal(first).neg_()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..onednn import product
+from ..onednn import FEW_TERMS, product, takes
 from .checks import sum_dtype
 from .cpu import log1p_sum, multiplies
 from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
@@ -23,9 +23,6 @@ CHUNK_BYTES = 32 << 20
 # Binary orders of magnitude that one shared exponent may span. Beyond, what float32 flushes to 0
 # could count, and each column gets an exponent of its own.
 _SPAN = 60.0
-
-# Of a sum that makes a logit: its error becomes one of the exponential, as many times as large as the scale.
-_TERMS = 256
 
 # Logits below which the number of calls counts, not that of passes.
 _FEW = 1 << 16
@@ -165,8 +162,14 @@ class TorchChunks:
     def accumulate(self, total: Tensor, coefficients: Tensor, features: Tensor) -> None:
         if self._half:
             total += torch.mm(coefficients, features, out_dtype=torch.float32)
+        elif self._narrow:
+            total += torch.mm(coefficients, features)
         else:
-            total += product(coefficients, features.to(coefficients.dtype))
+            features = features.to(self._wide)
+            if takes(coefficients, features):
+                total += product(coefficients, features)
+            else:
+                total.addmm_(coefficients, features)
 
     def _as_operand(self, coefficients: Tensor) -> Tensor:
         return coefficients.to(self._dtype) if self._narrow else coefficients
@@ -179,7 +182,10 @@ class TorchChunks:
     def _products(self, queries: Tensor, keys: Tensor) -> Tensor:
         if self._half:
             return torch.mm(queries, keys.T, out_dtype=torch.float32)
-        return product(queries.to(self._wide), keys.to(self._wide).T, terms=_TERMS)
+        queries, keys = queries.to(self._wide), keys.to(self._wide)
+        if takes(queries, keys):  # which cannot be told where to write
+            return product(queries, keys.T, FEW_TERMS)
+        return torch.mm(queries, keys.T, out=self._buffer(0, (len(queries), len(keys))))
 
     def _buffer(self, which: int, shape: tuple[int, int] | torch.Size) -> Tensor:
         rows, columns = shape
