@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fastclip_kernels import onednn
-from fastclip_kernels.onednn import product
+from fastclip_kernels.onednn import close_product, product
 
 needs_onednn = pytest.mark.skipif(
     not onednn.AVAILABLE, reason="no AVX-512: products are MKL's here"
@@ -37,6 +37,18 @@ def test_products_of_any_strides_are_those_of_float64(shape, layout):
         error = (product(a, b) - truth).norm() / (a.double().norm() * b.double().norm())
         assert error < 1e-6
         assert torch.equal(product(a, b), product(a, b))
+
+
+def test_close_products_are_no_farther_off_than_those_of_torch():
+    ratios = []
+    for k in (256, 512, 1280):
+        a, b = (F.normalize(torch.randn(300, k), dim=1) for _ in range(2))
+        truth = a.double() @ b.double().T
+        ours, torchs = (
+            (each - truth).norm().item() for each in (close_product(a, b.T), torch.mm(a, b.T))
+        )
+        ratios.append(ours / torchs)
+    assert max(ratios) < 1.5, ratios
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..onednn import FEW_TERMS, product, takes
+from ..onednn import close_product, product, takes
 from .checks import sum_dtype
 from .cpu import log1p_sum, multiplies
 from .sweeps import LOG2_E, Chunk, Sigmoid, Sums
@@ -38,6 +38,8 @@ class TorchChunks:
         self._on_cpu = device.type == "cpu"
         # of coefficients, whose products may be rounded: their sum will be, to the features' dtype
         self._narrow = self._half or (self._on_cpu and multiplies(dtype))
+        # of half precision the features' own rounding is larger
+        self._logits = close_product if self._wide == dtype else product
         self._empty = torch.empty(0, dtype=self._wide, device=device)
         self._buffers = [self._empty] * 4
         # Keeps coefficients of a softmax over 86,000 keys, 1e-5, out of float16's subnormal range
@@ -184,7 +186,7 @@ class TorchChunks:
             return torch.mm(queries, keys.T, out_dtype=torch.float32)
         queries, keys = queries.to(self._wide), keys.to(self._wide)
         if takes(queries, keys):  # which cannot be told where to write
-            return product(queries, keys.T, FEW_TERMS)
+            return self._logits(queries, keys.T)
         return torch.mm(queries, keys.T, out=self._buffer(0, (len(queries), len(keys))))
 
     def _buffer(self, which: int, shape: tuple[int, int] | torch.Size) -> Tensor:
