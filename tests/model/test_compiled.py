@@ -227,7 +227,8 @@ def test_two_ranks_in_ddp(seed: int) -> None:
         assert all("_orig_mod" not in name for name in ours)
         assert ours.keys() == wanted.keys()
         for name, value in wanted.items():
-            torch.testing.assert_close(ours[name], value, rtol=TOLERANCE, atol=1e-6, msg=name)
+            # three steps of products by oneDNN on one side, by MKL on the other
+            torch.testing.assert_close(ours[name], value, rtol=TOLERANCE, atol=5e-6, msg=name)
 
 
 def test_a_compiled_model_can_be_copied_and_pickled(seed: int) -> None:

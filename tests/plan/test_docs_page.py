@@ -21,10 +21,11 @@ def test_the_page_is_what_the_command_prints(
     command, page = re.findall(
         r"```(?:bash)?\n(.*?)```", DOC.split("## A run on 24 nodes")[1], re.S
     )
-    (tmp_path / "shards").mkdir()
+    shards = tmp_path / "many-shards"
+    shards.mkdir()
     for number in range(768):
         shard = ROOT / "fastclip" / "demo" / f"train-000{number % 4}.tar"
-        (tmp_path / "shards" / f"{number:03}.tar").symlink_to(shard)
+        (shards / f"{number:03}.tar").symlink_to(shard)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command.split("fastclip train ")[1].replace("\\\n", " "))
     assert main(["train", *words]) == 0
