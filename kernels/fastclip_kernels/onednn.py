@@ -23,7 +23,6 @@ AVAILABLE = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 
-
 _FEW_TERMS, _FEW_SUMS = 256, 128 * 128
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -88,9 +87,8 @@ def linear(
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if 0 in (*x.shape, *weight.shape):  # which it refuses
         return F.linear(x, weight, bias)
-    bias = (
-        None if bias is None else bias.contiguous()
-    )  # it reads on where the bias's stride is not 1
+    if bias is not None:
+        bias = bias.contiguous()  # it ignores the stride, and would read past the end
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, dense(weight), bias, "none", [], "")
     return out
 
